@@ -1,0 +1,403 @@
+"""Everything that crosses a wire or rests on disk, as msgspec structs.
+
+snake_case in Python, camelCase in JSON; `GGUFMetadata` keeps the snake_case of the GGUF format everywhere. What is
+absent is None in Python and missing in JSON. Sizes are bytes, durations milliseconds, `…_at` epoch milliseconds, except
+the two timestamps that the contract gives as ISO 8601 text (`started_at`, `downloaded_at`).
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal
+
+from msgspec import Meta, Struct, field
+
+ServerStatus = Literal["stopped", "starting", "running", "stopping", "crashed"]
+HealthStatus = Literal["ok", "loading", "error", "unknown"]
+ModelType = Literal["llm", "diffusion"]
+SourceType = Literal["huggingface", "url", "pypi", "local"]
+GenerationStatus = Literal["pending", "in_progress", "complete", "error"]
+ImageStage = Literal["loading", "diffusion", "decoding"]
+MetadataStrategy = Literal["local-remote", "local-only", "remote-only", "remote-local"]
+#: The reference's samplers. Engines know more; those come with the engine's own list.
+ImageSampler = Literal["euler_a", "euler", "heun", "dpm2", "dpm++2s_a", "dpm++2m", "dpm++2mv2", "lcm"]
+
+Port = Annotated[int, Meta(ge=1, le=65535)]
+Threads = Annotated[int, Meta(ge=1, le=1024)]
+# A prompt travels in JSON and argv-free; 1 MiB is far past any text encoder's window.
+Prompt = Annotated[str, Meta(max_length=1_048_576)]
+
+
+class Wire(Struct, kw_only=True, rename="camel", omit_defaults=True):
+    """Base of what crosses a wire. Only fields that may be None have defaults, so that nothing else is ever omitted."""
+
+
+# ---- the machine ----------------------------------------------------------------------------------------------------
+
+
+class CPUInfo(Wire, frozen=True):
+    """`cores`: logical CPUs this process may use (affinity and cgroup quota counted)."""
+
+    cores: int
+    physical_cores: int
+    model: str
+    architecture: str
+
+
+class MemoryInfo(Wire, frozen=True):
+    """RAM in bytes, inside the container's limit and GENAI_NOTEBOOK_MEMORY_LIMIT."""
+
+    total: int
+    available: int
+    used: int
+
+
+class GPUInfo(Wire, frozen=True):
+    """One GPU, or `available=False`. Memory in bytes."""
+
+    available: bool
+    type: str | None = None
+    name: str | None = None
+    vram: int | None = None
+    vram_available: int | None = None
+    cuda: bool | None = None
+    metal: bool | None = None
+    rocm: bool | None = None
+    vulkan: bool | None = None
+
+
+class SystemRecommendations(Wire, frozen=True):
+    max_model_size: str
+    recommended_quantization: list[str]
+    threads: int
+    gpu_layers: int | None = None
+
+
+class SystemCapabilities(Wire, frozen=True):
+    """What this machine can hold. `gpu` is the first or best of `gpus`; `detected_at` in epoch milliseconds."""
+
+    cpu: CPUInfo
+    memory: MemoryInfo
+    gpu: GPUInfo
+    gpus: list[GPUInfo]
+    platform: str
+    recommendations: SystemRecommendations
+    detected_at: int
+
+
+class RunCheck(Wire, frozen=True):
+    possible: bool
+    reason: str | None = None
+    suggestion: str | None = None
+
+
+class MemoryEstimate(Wire, frozen=True):
+    """Bytes. `exact` is False where no GGUF metadata was at hand and the file's size × 1.2 stood in."""
+
+    weights: int
+    kv_cache: int
+    compute: int
+    ram: int
+    vram: int
+    exact: bool
+
+
+# ---- models ---------------------------------------------------------------------------------------------------------
+
+
+class ModelSource(Wire, frozen=True):
+    type: SourceType
+    url: str | None = None
+    repo: str | None = None
+    file: str | None = None
+    revision: str | None = None
+    package: str | None = None
+
+
+class GGUFMetadata(Struct, kw_only=True, omit_defaults=True, frozen=True):
+    """The header of a GGUF file. Names as in the format; `raw` holds scalars only, never token lists.
+
+    A per-layer array (`attention_head_count_kv` in some models) is a list of the same field.
+    """
+
+    version: int | None = None
+    tensor_count: int | None = None
+    kv_count: int | None = None
+    architecture: str | None = None
+    general_name: str | None = None
+    file_type: int | None = None
+    block_count: int | None = None
+    context_length: int | None = None
+    attention_head_count: int | list[int] | None = None
+    attention_head_count_kv: int | list[int] | None = None
+    attention_key_length: int | None = None
+    attention_value_length: int | None = None
+    attention_sliding_window: int | None = None
+    embedding_length: int | None = None
+    feed_forward_length: int | list[int] | None = None
+    vocab_size: int | None = None
+    expert_count: int | None = None
+    expert_used_count: int | None = None
+    rope_dimension_count: int | None = None
+    rope_freq_base: float | None = None
+    attention_layer_norm_rms_epsilon: float | None = None
+    chat_template: str | None = None
+    header_size: int | None = None
+    raw: dict[str, Any] | None = None
+
+
+class ModelInfo(Wire, frozen=True):
+    """A model in the store. `size` in bytes, `checksum` as ``sha256:<hex>``, `path` absolute."""
+
+    id: str
+    name: str
+    type: ModelType
+    size: int
+    path: str
+    downloaded_at: str
+    source: ModelSource
+    checksum: str | None = None
+    supports_reasoning: bool | None = None
+    gguf_metadata: GGUFMetadata | None = None
+    components: dict[str, str] | None = None
+    shards: list[str] | None = None
+
+
+class DownloadConfig(Wire, frozen=True, forbid_unknown_fields=True):
+    """What `download_model` takes, beside the callback."""
+
+    source: SourceType
+    url: str | None = None
+    repo: str | None = None
+    file: str | None = None
+    revision: str | None = None
+    package: str | None = None
+    name: Annotated[str, Meta(max_length=300)] | None = None
+    type: ModelType = "llm"
+    checksum: str | None = None
+    components: dict[str, str] | None = None
+
+
+class DownloadJob(Wire, frozen=True):
+    """One download. `downloaded`, `total` in bytes (total None while unknown), `rate` in bytes per second."""
+
+    id: str
+    model_name: str
+    status: Literal["queued", "running", "verifying", "complete", "error", "cancelled"]
+    downloaded: int
+    rate: float
+    total: int | None = None
+    error: str | None = None
+
+
+# ---- servers --------------------------------------------------------------------------------------------------------
+
+
+class ServerInfo(Wire, frozen=True):
+    """A snapshot. `pid` is the engine's own, `owner` is 'jupyter-server' or 'kernel', `url` where its API answers."""
+
+    status: ServerStatus
+    health: HealthStatus
+    owner: str
+    pid: int | None = None
+    port: int | None = None
+    model_id: str | None = None
+    started_at: str | None = None
+    url: str | None = None
+    api_key: str | None = None
+    context_size: int | None = None
+    engine: str | None = None
+    error: str | None = None
+
+
+class DiffusionServerInfo(ServerInfo, frozen=True, kw_only=True, rename="camel", omit_defaults=True):
+    """`pid`: the resident engine's, else None; `port`: the stand-alone listener's, else None; `url`: the image routes."""
+
+    busy: bool
+
+
+class LlamaServerConfig(Wire, frozen=True, forbid_unknown_fields=True):
+    """What `llama_server.start` takes. None means: worked out from the machine and the model."""
+
+    model_id: str
+    port: Port | Literal["auto"] = 8080
+    threads: Threads | None = None
+    context_size: Annotated[int, Meta(ge=1, le=2**24)] | None = None
+    gpu_layers: Annotated[int, Meta(ge=0, le=9999)] | None = None
+    parallel_requests: Annotated[int, Meta(ge=1, le=256)] = 4
+    flash_attention: bool | Literal["on", "off", "auto"] = "auto"
+    force_validation: bool = False
+    api_key: str | Literal[False] | None = None
+    cache_type_k: Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl"] = "f16"
+    cache_type_v: Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl"] = "f16"
+    extra_args: list[str] = []
+
+
+class DiffusionServerConfig(Wire, frozen=True, forbid_unknown_fields=True):
+    """What `diffusion_server.start` takes. `vram_budget` in MB; `gpu_layers` may only be 0 (CPU) or None."""
+
+    model_id: str
+    port: Port | Literal["auto"] | None = None
+    threads: Threads | None = None
+    gpu_layers: int | None = None
+    vram_budget: Annotated[int, Meta(ge=1)] | None = None
+    force_validation: bool = False
+    api_key: str | Literal[False] | None = None
+    extra_args: list[str] = []
+
+
+# ---- images ---------------------------------------------------------------------------------------------------------
+
+
+class ImageGenerationConfig(Struct, kw_only=True, rename="camel", frozen=True, forbid_unknown_fields=True):
+    """One request for images.
+
+    `seed` None or negative: drawn at random, and reported in the result. `count` images take seed, seed + 1, ….
+    The defaults are passed to the engine explicitly, so that they do not drift with it.
+    """
+
+    prompt: Prompt
+    negative_prompt: Prompt | None = None
+    width: Annotated[int, Meta(ge=64, le=4096, multiple_of=8)] = 512
+    height: Annotated[int, Meta(ge=64, le=4096, multiple_of=8)] = 512
+    steps: Annotated[int, Meta(ge=1, le=1000)] = 20
+    cfg_scale: Annotated[float, Meta(ge=0, le=100)] = 7.5
+    seed: Annotated[int, Meta(ge=-(2**31), le=2**31 - 1)] | None = None
+    sampler: ImageSampler = "euler_a"
+    count: Annotated[int, Meta(ge=1, le=5)] = 1
+
+
+class ImageGenerationProgress(Wire, frozen=True):
+    """`percentage` is of the whole request; it never falls and is 100 only at the end."""
+
+    current_step: int
+    total_steps: int
+    stage: ImageStage
+    percentage: float | None = None
+    current_image: int | None = None
+    total_images: int | None = None
+
+
+class ImageGenerationResult(Wire, frozen=True):
+    """One picture. Shows itself as a PNG in a notebook. `time_taken` in milliseconds."""
+
+    image: bytes
+    format: Literal["png"]
+    time_taken: int
+    seed: int
+    width: int
+    height: int
+    id: str
+
+    def __repr__(self) -> str:
+        return (
+            f"ImageGenerationResult({self.width}×{self.height} png, seed={self.seed}, "
+            f"{len(self.image)} bytes, {self.time_taken} ms)"
+        )
+
+    def _repr_png_(self) -> tuple[bytes, dict[str, Any]]:
+        metadata = {"width": self.width, "height": self.height, "genai_notebook": {"seed": self.seed, "id": self.id}}
+        return self.image, metadata
+
+
+class ImageBatchResult(Wire, frozen=True):
+    """What `generate_image(count > 1)` returns: iterable, indexable, shows itself as a row of pictures."""
+
+    images: list[ImageGenerationResult]
+    time_taken: int
+    id: str
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __iter__(self) -> Iterator[ImageGenerationResult]:
+        return iter(self.images)
+
+    def __getitem__(self, index: int) -> ImageGenerationResult:
+        return self.images[index]
+
+    def __repr__(self) -> str:
+        return f"ImageBatchResult({self.images!r})"
+
+    def _repr_html_(self) -> str:
+        cells = "".join(
+            f'<figure style="margin:0"><img alt="image with seed {image.seed}" width="{min(image.width, 256)}" '
+            f'src="data:image/png;base64,{base64.b64encode(image.image).decode()}">'
+            f"<figcaption>seed {image.seed}</figcaption></figure>"
+            for image in self.images
+        )
+        return f'<div style="display:flex;flex-wrap:wrap;gap:8px">{cells}</div>'
+
+
+class GeneratedImage(Wire, frozen=True):
+    """One picture inside a `GenerationState`: as in the reference, base64 on the wire."""
+
+    image: bytes
+    seed: int
+    width: int
+    height: int
+
+
+class GenerationOutput(Wire, frozen=True):
+    images: list[GeneratedImage]
+    format: Literal["png"]
+    time_taken: int
+
+
+class GenerationFailure(Wire, frozen=True):
+    message: str
+    code: str
+
+
+class GenerationState(Wire, frozen=True):
+    """One asynchronous generation, as the registry keeps it and the polling route reports it."""
+
+    id: str
+    status: GenerationStatus
+    created_at: int
+    updated_at: int
+    config: ImageGenerationConfig | None = None
+    progress: ImageGenerationProgress | None = None
+    result: GenerationOutput | None = None
+    error: GenerationFailure | None = None
+
+
+class SavedLLMState(Wire, frozen=True):
+    """The LLM that stepped aside for an image. `saved_at` in epoch milliseconds; `error` says why a reload failed."""
+
+    config: dict[str, Any]
+    was_running: bool
+    saved_at: int
+    error: str | None = None
+
+
+# ---- engines and the rendezvous on disk -----------------------------------------------------------------------------
+
+
+class EngineCandidate(Wire, frozen=True):
+    """One engine that was looked at. `kind`: 'llama' or 'diffusion'; `state`: usable, missing, unsupported, failed."""
+
+    name: str
+    kind: Literal["llama", "diffusion"]
+    state: Literal["usable", "missing", "unsupported", "failed"]
+    version: str | None = None
+    path: str | None = None
+    reason: str | None = None
+    in_use: bool | None = None
+
+
+class EngineRecord(Wire, frozen=True):
+    """One running engine as its file under `run/` describes it: how others find it, and how an orphan is recognised."""
+
+    name: str
+    pid: int
+    pid_created: float
+    owner_pid: int
+    owner_created: float
+    owner: str
+    engine: str
+    started_at: str
+    port: int | None = None
+    model_id: str | None = None
+    api_key: str | None = field(default=None)
