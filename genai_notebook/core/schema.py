@@ -212,7 +212,7 @@ class ServerInfo(Wire, frozen=True):
 
 
 class DiffusionServerInfo(ServerInfo, frozen=True, kw_only=True, rename="camel", omit_defaults=True):
-    """`pid`: the resident engine's, else None; `port`: the stand-alone listener's, else None; `url`: the image routes."""
+    """`pid`: the resident engine's, `port`: the stand-alone listener's (None without one), `url`: the image routes."""
 
     busy: bool
 
@@ -346,8 +346,12 @@ class GenerationOutput(Wire, frozen=True):
 
 
 class GenerationFailure(Wire, frozen=True):
+    """What the reference reports, and what our own clients need to raise the same error as a local caller gets."""
+
     message: str
     code: str
+    details: dict[str, Any] | None = None
+    hint: str | None = None
 
 
 class GenerationState(Wire, frozen=True):

@@ -81,7 +81,9 @@ def private_folder(path: Path) -> Path:
         FileSystemError: it cannot be made, or it belongs to somebody else.
     """
     try:
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for folder in (*reversed(path.parents), path):  # mkdir's own parents=True leaves the parents to the umask
+            if not folder.is_dir():
+                folder.mkdir(mode=0o700, exist_ok=True)
         if os.name == "posix":
             status = path.stat()
             if status.st_uid != os.getuid():
@@ -96,7 +98,7 @@ def private_folder(path: Path) -> Path:
 
 
 def parse_size(text: str) -> int | None:
-    """Bytes in a text such as ``8GiB``, ``512M`` or ``1073741824``; None if it is not a size. Units are powers of 1024."""
+    """Bytes in a text such as ``8GiB``, ``512M`` or ``1073741824`` (powers of 1024); None if it is not a size."""
     match = _SIZE.fullmatch(text)
     if not match:
         return None

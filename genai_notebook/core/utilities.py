@@ -17,6 +17,11 @@ from genai_notebook.errors import FileSystemError
 
 REASONING_MODEL_PATTERNS: tuple[str, ...] = ("qwen3", "deepseek-r1", "gpt-oss")
 
+# Each letter may be followed by separators; a digit behind the last one would be another model ("Qwen-32B").
+_REASONING = re.compile(
+    "|".join(r"[\s._-]*".join(pattern.replace("-", "")) + r"(?!\d)" for pattern in REASONING_MODEL_PATTERNS),
+    re.IGNORECASE,
+)
 _UNITS = ("Bytes", "KB", "MB", "GB", "TB", "PB")
 _ID_ALPHABET = string.ascii_lowercase + string.digits
 _CHUNK = 1 << 20
@@ -24,8 +29,7 @@ _CHUNK = 1 << 20
 
 def detect_reasoning_support(filename: str) -> bool:
     """Whether a file name is one of the known reasoning models'; any separator, any case."""
-    squeezed = re.sub(r"[\s._-]+", "", filename.lower())
-    return any(pattern.replace("-", "") in squeezed for pattern in REASONING_MODEL_PATTERNS)
+    return _REASONING.search(filename) is not None
 
 
 def get_arch_field(metadata: dict[str, Any], field_path: str) -> Any:

@@ -83,14 +83,33 @@ def _refuse_unknown(given: dict[str, Any], valid: dict[str, str]) -> None:
 
 def _convert(cls: type[S], value: dict[str, Any], names: dict[str, str]) -> S:
     for name, item in value.items():
-        if isinstance(item, float) and not math.isfinite(item):
-            raise InvalidRequestError(f"{names.get(name, name)}: must be a finite number.", {"field": names.get(name, name)})
-        if isinstance(item, str) and "\0" in item:
-            raise InvalidRequestError(f"{names.get(name, name)}: must not contain NUL.", {"field": names.get(name, name)})
+        if reason := _unfit(item):
+            raise InvalidRequestError(f"{names.get(name, name)}: {reason}.", {"field": names.get(name, name)})
     try:
         return msgspec.convert(value, cls)
     except msgspec.ValidationError as error:
         raise _explain(str(error), names) from None
+
+
+def _unfit(item: Any) -> str | None:
+    """Why `item` could go neither into JSON nor into a command line, or None; types are msgspec's affair."""
+    if isinstance(item, float) and not math.isfinite(item):
+        return "must be a finite number"
+    if isinstance(item, str):
+        if "\0" in item:
+            return "must not contain NUL"
+        if any("\ud800" <= letter <= "\udfff" for letter in item):
+            return "must be valid Unicode"
+    if isinstance(item, (list, tuple)):
+        return next(filter(None, map(_unfit_word, item)), None)
+    if isinstance(item, dict):
+        return next(filter(None, map(_unfit_word, (*item, *item.values()))), None)
+    return None
+
+
+def _unfit_word(item: Any) -> str | None:
+    """`_unfit` one level down; no field nests deeper, so that wild input cannot send us deeper either."""
+    return None if isinstance(item, (list, tuple, dict)) else _unfit(item)
 
 
 def _explain(text: str, names: dict[str, str]) -> InvalidRequestError:
@@ -104,4 +123,6 @@ def _explain(text: str, names: dict[str, str]) -> InvalidRequestError:
     wire = re.split(r"[.\[]", place[1])[0] if place else ""
     field = names.get(wire, wire)
     reason = _PATH.sub("", text).replace("`", "")
-    return InvalidRequestError(f"{field}: {reason[:1].lower()}{reason[1:]}." if field else reason, {"field": field or None})
+    return InvalidRequestError(
+        f"{field}: {reason[:1].lower()}{reason[1:]}." if field else reason, {"field": field or None}
+    )

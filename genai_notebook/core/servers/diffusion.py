@@ -1,0 +1,427 @@
+"""Image generation: sd-server, or anything that takes its flags and speaks its job API.
+
+`start` checks model and engine and opens the routes; the model itself is loaded by the first image and stays in memory
+for the next ones, until it has been idle for a while or somebody else needs the room.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Awaitable, Callable
+from typing import Any, Literal, Protocol
+
+import msgspec
+
+from genai_notebook.core.callbacks import deliver_here
+from genai_notebook.core.engines.manager import Engine
+from genai_notebook.core.processes.ports import LOOPBACK, free_port, require_free
+from genai_notebook.core.schema import (
+    DiffusionServerConfig,
+    DiffusionServerInfo,
+    GenerationState,
+    ImageBatchResult,
+    ImageGenerationConfig,
+    ImageGenerationResult,
+    ModelInfo,
+)
+from genai_notebook.core.servers.generations import GenerationRegistry
+from genai_notebook.core.servers.jobs import ImageJob
+from genai_notebook.core.servers.manager import Parts, ServerManager
+from genai_notebook.core.servers.progress import Calibration
+from genai_notebook.core.servers.session import EngineSession, stop_quietly
+from genai_notebook.core.utilities import now_iso
+from genai_notebook.core.validation import from_keywords
+from genai_notebook.errors import InsufficientResourcesError, InvalidRequestError, ServerError
+
+READY = "/sdcpp/v1/capabilities"
+DEFAULT_PORT = 8081
+#: Seconds without an image after which the resident engine gives its memory back.
+IDLE_LIMIT = 300.0
+_OURS = frozenset({"-m", "--model", "--listen-ip", "--listen-port", "-l"})
+
+
+class Listener(Protocol):
+    """An open stand-alone image port."""
+
+    port: int
+
+    async def close(self) -> None: ...
+
+
+#: Opens the image routes on a port of their own: (manager, port, key or None). Injected: core knows no tornado.
+Listen = Callable[["DiffusionServerManager", int, "str | None"], Awaitable[Listener]]
+
+
+class Gate(Protocol):
+    """Who makes room before an image and tidies up after it: the orchestrator."""
+
+    async def before_image(self) -> None: ...
+
+    def after_image(self) -> None: ...
+
+
+class DiffusionServerManager(ServerManager[DiffusionServerInfo]):
+    """Starts, supervises and stops image generation; every image of every surface passes through here.
+
+    Args:
+        parts: what it works with; by default the process's own.
+        listen: opens the stand-alone port; without it `port` must be None.
+        mounted_url: where a notebook server serves the image routes; with it no port is opened unless asked.
+    """
+
+    _title = "Image generation"
+
+    def __init__(self, parts: Parts | None = None, *, listen: Listen | None = None) -> None:
+        super().__init__("diffusion", parts)
+        self.gate: Gate | None = None
+        self.mounted_url: str | None = None
+        self.generations = GenerationRegistry()
+        self._listen = listen
+        self._listener: Listener | None = None
+        self._config: DiffusionServerConfig | None = None
+        self._model: ModelInfo | None = None
+        self._engine: Engine | None = None
+        self._api_key: str | None = None
+        self._started_at: str | None = None
+        self._calibration = Calibration()
+        self._jobs: dict[str, ImageJob] = {}
+        self._turn = asyncio.Lock()
+        self._idle: asyncio.TimerHandle | None = None
+        self._line_listener: Callable[[str], None] | None = None
+
+    # ---- start and stop ----
+
+    async def start(
+        self,
+        config: Any = None,
+        *,
+        model_id: str = ...,  # type: ignore[assignment]
+        port: int | Literal["auto"] | None = None,
+        threads: int | None = None,
+        gpu_layers: int | None = None,
+        vram_budget: int | None = None,
+        force_validation: bool = False,
+        api_key: str | Literal[False] | None = None,
+        **options: Any,
+    ) -> DiffusionServerInfo:
+        """Make images of a model available. The model is loaded by the first image.
+
+        Args:
+            config: a DiffusionServerConfig or dict instead of keywords; keywords on top of it win.
+            model_id: a model of type 'diffusion' in the store.
+            port: None: under Jupyter the routes are mounted in the notebook server, elsewhere 8081; "auto" for any
+                free port.
+            threads: CPU threads; None: worked out from the cores.
+            gpu_layers: 0 keeps everything on the CPU; other numbers are llama.cpp's idea and are refused.
+            vram_budget: MB of VRAM the engine may use.
+            force_validation: test the engine again although it passed before.
+            api_key: the stand-alone port's key; None draws a random one, False opens it without.
+            options: extra_args (a list of further flags).
+
+        Raises:
+            GenaiNotebookError: the same kinds as `llama_server.start`.
+        """
+        keywords = {
+            "model_id": model_id,
+            "port": port,
+            "threads": threads,
+            "gpu_layers": gpu_layers,
+            "vram_budget": vram_budget,
+            "force_validation": force_validation,
+            "api_key": api_key,
+            **options,
+        }
+        if config is not None:
+            keywords = {name: value for name, value in keywords.items() if value not in (None, False)}
+        checked = _check(from_keywords(DiffusionServerConfig, config, keywords))
+        key = None if checked.api_key is False else checked.api_key or secrets.token_urlsafe(24)
+        return await self._run_start(lambda generation: self._start(checked, key))
+
+    async def restart(self) -> DiffusionServerInfo:
+        config, key, listener = self._config, self._api_key, self._listener
+        if config is None:
+            raise ServerError("Image generation was never started.", code="SERVER_NOT_RUNNING", hint="%genai start")
+        port = listener.port if listener else config.port
+        await self.stop()
+        again = msgspec.structs.replace(config, port=port)
+        return await self._run_start(lambda generation: self._start(again, key))
+
+    async def _start(self, config: DiffusionServerConfig, key: str | None) -> DiffusionServerInfo:
+        model = await self._find_model(config.model_id, "diffusion")
+        check = await self._parts.system.can_run_model(model, check_total_memory=True)
+        if not check.possible:
+            raise InsufficientResourcesError(
+                f"{model.name} does not fit: {check.reason}",
+                {"reason": check.reason, "suggestion": check.suggestion},
+            )
+        self._engine = await self._parts.engines.resolve(
+            "diffusion", force_validation=config.force_validation, on_log=self._binary_log
+        )
+        self._config, self._model, self._api_key = config, model, key
+        self._listener = await self._open_port(config, key)
+        self._started_at = now_iso()
+        self._change("running", "ok")
+        return self.get_info()
+
+    async def _open_port(self, config: DiffusionServerConfig, key: str | None) -> Listener | None:
+        if config.port is None and (self.mounted_url or self._listen is None):
+            return None
+        if self._listen is None:
+            raise InvalidRequestError("port: this process cannot open an image port.", {"field": "port"})
+        port = 0 if config.port == "auto" else config.port or DEFAULT_PORT
+        if port:
+            require_free(port)
+        return await self._listen(self, port, key)
+
+    async def stop(self) -> None:
+        await self._cancel_start()
+        if self._status not in ("running", "crashed"):
+            return
+        self._generation += 1
+        self._change("stopping")
+        try:
+            for job in list(self._jobs.values()):
+                await job.cancel("Image generation was stopped.")
+            await self.release()
+            if self._listener is not None:
+                await self._listener.close()
+        finally:
+            self._listener = None
+            self._change("stopped")
+        self._events.emit("stopped")
+        self._parts.notify("stopped", {"server": self._name})
+
+    async def is_healthy(self) -> bool:
+        if self._status != "running":
+            return False
+        session = self._session
+        # A model that is not loaded is no illness: the next image loads it.
+        return session is None or await session.healthy(READY)
+
+    def get_info(self) -> DiffusionServerInfo:
+        session, listener = self._session, self._listener
+        up = self._status in ("starting", "running", "stopping")
+        return DiffusionServerInfo(
+            status=self._status,
+            health=self._health,
+            owner=self._parts.owner,
+            busy=bool(self._jobs),
+            pid=session.pid if session else None,
+            port=listener.port if listener else None,
+            model_id=self._model.id if up and self._model else None,
+            started_at=self._started_at if up else None,
+            url=(f"http://{LOOPBACK}:{listener.port}" if listener else self.mounted_url) if up else None,
+            api_key=self._api_key if up and listener else None,
+            engine=self._engine.name if up and self._engine else None,
+            error=self._error,
+        )
+
+    # ---- images ----
+
+    async def generate_image(
+        self,
+        config: Any = None,
+        *,
+        prompt: str = ...,  # type: ignore[assignment]
+        on_progress: Callable[[int, int, str, float | None], Any] | None = None,
+        on_start: Callable[[str], Any] | None = None,
+        queue: bool = False,
+        **fields: Any,
+    ) -> ImageGenerationResult | ImageBatchResult:
+        """Paint, and wait for the result. Cancelling the wait cancels the generation.
+
+        Args:
+            config: an ImageGenerationConfig or dict instead of keywords; keywords on top of it win.
+            prompt: what to paint.
+            on_progress: called with (current_step, total_steps, stage, percentage).
+            on_start: called with the generation's id.
+            queue: wait for the turn instead of failing while another generation runs.
+            fields: negative_prompt, width, height, steps, cfg_scale, seed, sampler, count.
+
+        Raises:
+            InvalidRequestError: a wrong field; it is named.
+            ServerError: SERVER_NOT_RUNNING, SERVER_BUSY, GENERATION_CANCELLED or BACKEND_ERROR.
+        """
+        checked = from_keywords(ImageGenerationConfig, config, {"prompt": prompt, **fields})
+        job = self._submit(checked, queue, deliver_here(on_progress) if on_progress else None)
+        if on_start is not None:
+            deliver_here(on_start)(job.id)
+        try:
+            return await job.result()
+        except asyncio.CancelledError:
+            await asyncio.shield(job.cancel())
+            raise
+
+    async def submit_generation(self, config: ImageGenerationConfig, *, queue: bool = False) -> GenerationState:
+        """Begin a generation and return its pending state at once; `get_generation` tells how it goes.
+
+        Raises:
+            ServerError: as `generate_image`.
+        """
+        job = self._submit(config, queue, None)
+        state = self.generations.get(job.id)
+        assert state is not None
+        return state
+
+    async def cancel_image_generation(self, id: str | None = None) -> bool:
+        """Cancel one generation, or all; final. False where there was nothing to cancel.
+
+        A running one ends with its engine where the engine cannot drop a job; the model is then loaded again by the
+        next image.
+        """
+        jobs = [job for job in self._jobs.values() if id is None or job.id == id]
+        for job in jobs:
+            await job.cancel()
+        return bool(jobs)
+
+    def get_generation(self, id: str) -> GenerationState | None:
+        """A snapshot of a generation, finished ones for five minutes; None where none is kept."""
+        return self.generations.get(id)
+
+    def _submit(self, config: ImageGenerationConfig, queue: bool, on_progress: Callable[..., Any] | None) -> ImageJob:
+        # Nothing is awaited between the check and the claim: of many requests at once, exactly one gets through.
+        if self._status != "running":
+            raise ServerError(
+                f"Image generation is {self._status}.",
+                code="SERVER_NOT_RUNNING",
+                hint="Start it first: %genai start --images",
+            )
+        if self._jobs and not queue:
+            raise ServerError(
+                "Another image is being generated.",
+                {"id": next(iter(self._jobs))},
+                code="SERVER_BUSY",
+                hint="Wait for it, cancel it, or ask with queue=True.",
+            )
+        job = ImageJob(self, config, self._parts.notify, on_progress)
+        self._jobs[job.id] = job
+        self._announce()
+        self._spawn(self._work(job))
+        return job
+
+    async def _work(self, job: ImageJob) -> None:
+        """One generation's life: its turn, room for it, the pictures, and the room given back."""
+        try:
+            async with self._turn:
+                if not job.finished:
+                    self._stop_idle_clock()
+                    await job.run(self._paint)
+        finally:
+            del self._jobs[job.id]
+            self._start_idle_clock()
+            if self._status == "running":
+                self._announce()
+
+    async def _paint(self, job: ImageJob) -> None:
+        if self.gate is not None:
+            await self.gate.before_image()
+        try:
+            session = await self._load(job)
+            await job.paint(session)
+        finally:
+            if self.gate is not None:
+                self.gate.after_image()
+
+    # ---- the resident engine ----
+
+    async def _load(self, job: ImageJob) -> EngineSession:
+        """The engine with the model in memory: the resident one, or a new one."""
+        config, model, engine = self._config, self._model, self._engine
+        assert config is not None
+        assert model is not None
+        assert engine is not None
+        self._line_listener = job.begin(self._calibration, loaded=self._session is not None)
+        if self._session is not None:
+            return self._session
+        session = EngineSession(
+            self._name,
+            engine,
+            port=free_port(),
+            api_key=None,
+            model_id=model.id,
+            owner=self._parts.owner,
+            settings=self._parts.settings,
+            launcher=self._parts.launcher,
+            log=self._log,
+            on_line=self._on_line,
+        )
+        try:
+            await session.launch(arguments(config, model, session.port, await self._threads(config)))
+            job.attach(session)
+            await session.wait_until_ready(READY)
+        except BaseException:
+            await stop_quietly(session)
+            raise
+        self._session = session
+        self._announce()
+        self._watch(session, READY)
+        return session
+
+    async def release(self) -> bool:
+        """End the resident engine and give its memory back; the next image loads it again. False: none was loaded."""
+        self._stop_idle_clock()
+        loaded = self._session is not None
+        await self._end_session()
+        if loaded and self._status == "running":
+            self._announce()
+        return loaded
+
+    async def drop_engine(self, session: EngineSession) -> None:
+        """End the engine in the middle of a job: the only way to cancel what an engine cannot."""
+        if self._session is session:
+            self._session = None
+        await session.stop(0)
+
+    async def _threads(self, config: DiffusionServerConfig) -> int:
+        if config.threads:
+            return config.threads
+        return (await self._parts.system.detect()).recommendations.threads
+
+    def _on_line(self, text: str, is_bar: bool) -> None:
+        if self._line_listener is not None:
+            self._line_listener(text)
+
+    def _start_idle_clock(self) -> None:
+        self._stop_idle_clock()
+        if self._session is not None and not self._jobs:
+            self._idle = asyncio.get_running_loop().call_later(IDLE_LIMIT, lambda: self._spawn(self._end_idle()))
+
+    def _stop_idle_clock(self) -> None:
+        if self._idle is not None:
+            self._idle.cancel()
+            self._idle = None
+
+    async def _end_idle(self) -> None:
+        if not self._jobs and await self.release():
+            self._log.append("info", f"the image model was idle for {IDLE_LIMIT:.0f} s; its memory is free again")
+
+
+def arguments(config: DiffusionServerConfig, model: ModelInfo, port: int, threads: int) -> list[str]:
+    """sd-server's flags for a configuration."""
+    flags = ["--listen-ip", LOOPBACK, "--listen-port", str(port), "--threads", str(threads)]
+    for role, path in (model.components or {"model": model.path}).items():
+        flags += [_ROLE_FLAGS.get(role, f"--{role.replace('_', '-')}"), path]
+    if config.gpu_layers == 0:
+        flags += ["--clip-on-cpu", "--vae-on-cpu"]
+    if config.vram_budget:
+        flags += ["--max-vram", f"{config.vram_budget / 1024:g}"]
+    return flags + config.extra_args
+
+
+_ROLE_FLAGS = {"clip_l": "--clip_l", "clip_g": "--clip_g", "llm_vision": "--llm_vision"}
+
+
+def _check(config: DiffusionServerConfig) -> DiffusionServerConfig:
+    if config.gpu_layers not in (None, 0):
+        raise InvalidRequestError(
+            "gpu_layers: image engines do not split by layers.",
+            {"field": "gpu_layers"},
+            hint="Use gpu_layers=0 for the CPU only, or vram_budget to bound the VRAM.",
+        )
+    for flag in config.extra_args:
+        if flag.split("=", 1)[0] in _OURS:
+            raise InvalidRequestError(
+                f"extra_args: {flag} is set by the manager.", {"field": "extra_args", "flag": flag}
+            )
+    return config

@@ -1,0 +1,265 @@
+"""The LLM: llama-server, or anything that takes its flags."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Awaitable, Callable
+from typing import Any, Literal
+
+import msgspec
+
+from genai_notebook.core.processes.ports import LOOPBACK, free_port, require_free
+from genai_notebook.core.schema import LlamaServerConfig, ModelInfo, ServerInfo
+from genai_notebook.core.servers.manager import Parts, ServerManager
+from genai_notebook.core.servers.session import EngineSession, stop_quietly
+from genai_notebook.core.validation import from_keywords
+from genai_notebook.errors import InsufficientResourcesError, InvalidRequestError, ServerError
+
+HEALTH = "/health"
+#: Flags whose values are the manager's business: a second one would open another door.
+_OURS = frozenset(
+    """-m --model --host --port --api-key --api-key-file -a --alias --ssl-key-file --ssl-cert-file --path --api-prefix
+    -mu --model-url -hf --hf-repo --models-dir --log-file --reuse-port""".split()  # noqa: SIM905
+)
+
+
+class Resolved(msgspec.Struct, frozen=True):
+    """A configuration with nothing left open: what a restart repeats, and what an offload saves."""
+
+    config: LlamaServerConfig
+    port: int
+    api_key: str | None
+
+
+class LlamaServerManager(ServerManager[ServerInfo]):
+    """Starts, supervises and stops one llama-server.
+
+    Args:
+        name: 'llama' is the default LLM; others are made by `get_llama_server(name)`.
+        parts: what it works with; by default the process's own.
+    """
+
+    _title = "The LLM server"
+
+    def __init__(self, name: str = "llama", parts: Parts | None = None) -> None:
+        super().__init__(name, parts)
+        self._resolved: Resolved | None = None
+        self._context_size: int | None = None
+        #: Frees memory that somebody else holds; True if it did. Set by the Runtime.
+        self.make_room: Callable[[], Awaitable[bool]] | None = None
+
+    async def start(
+        self,
+        config: Any = None,
+        *,
+        model_id: str = ...,  # type: ignore[assignment]
+        port: int | Literal["auto"] = 8080,
+        threads: int | None = None,
+        context_size: int | None = None,
+        gpu_layers: int | None = None,
+        parallel_requests: int = 4,
+        flash_attention: bool | Literal["on", "off", "auto"] = "auto",
+        force_validation: bool = False,
+        api_key: str | Literal[False] | None = None,
+        **options: Any,
+    ) -> ServerInfo:
+        """Load a model and serve it on the loopback interface.
+
+        Args:
+            config: a LlamaServerConfig or dict instead of keywords; keywords on top of it win.
+            model_id: a model of type 'llm' in the store.
+            port: TCP port, or "auto" for any free one.
+            threads: CPU threads; None: worked out from the cores.
+            context_size: tokens; None: 4096, but never more than the model was trained for.
+            gpu_layers: layers in VRAM, 0 for none; None: as many as fit.
+            parallel_requests: slots; each has the whole context (one unified KV cache).
+            flash_attention: None of our business unless asked: "auto" leaves it to the engine.
+            force_validation: test the engine again although it passed before.
+            api_key: None draws a random one, False serves without a key.
+            options: cache_type_k, cache_type_v, extra_args (a list of further flags).
+
+        Raises:
+            InvalidRequestError: an unknown or wrong option; the field is named.
+            ModelNotFoundError: no such LLM.
+            PortInUseError: the port is taken; the holder is named.
+            InsufficientResourcesError: the model does not fit.
+            BinaryError: no engine.
+            ServerError: it is running already (ALREADY_RUNNING), or the engine died while loading.
+        """
+        keywords = {
+            "model_id": model_id,
+            "port": port,
+            "threads": threads,
+            "context_size": context_size,
+            "gpu_layers": gpu_layers,
+            "parallel_requests": parallel_requests,
+            "flash_attention": flash_attention,
+            "force_validation": force_validation,
+            "api_key": api_key,
+            **options,
+        }
+        checked = _check(config, keywords)
+        return await self._run_start(lambda generation: self._start(checked, None))
+
+    async def restart(self) -> ServerInfo:
+        last = self._resolved
+        if last is None:
+            raise ServerError("The LLM server was never started.", code="SERVER_NOT_RUNNING", hint="%genai start")
+        await self.stop()
+        return await self._run_start(lambda generation: self._start(last.config, last))
+
+    async def stop(self) -> None:
+        await self._cancel_start()
+        if self._status not in ("running", "crashed"):
+            return
+        self._generation += 1
+        self._change("stopping")
+        try:
+            await self._end_session()
+        finally:
+            self._change("stopped")
+        self._events.emit("stopped")
+        self._parts.notify("stopped", {"server": self._name})
+
+    async def is_healthy(self) -> bool:
+        session = self._session
+        return session is not None and await session.healthy(HEALTH)
+
+    def get_info(self) -> ServerInfo:
+        session = self._session
+        resolved = self._resolved if self._status in ("starting", "running", "stopping") else None
+        return ServerInfo(
+            status=self._status,
+            health=self._health,
+            owner=self._parts.owner,
+            pid=session.pid if session else None,
+            port=resolved.port if resolved else None,
+            model_id=resolved.config.model_id if resolved else None,
+            started_at=session.started_at if session else None,
+            url=f"http://{LOOPBACK}:{resolved.port}" if resolved else None,
+            api_key=resolved.api_key if resolved else None,
+            context_size=self._context_size if session else None,
+            engine=session.engine.name if session else None,
+            error=self._error,
+        )
+
+    @property
+    def resolved_config(self) -> LlamaServerConfig | None:
+        """The last start's configuration with every number worked out, or None."""
+        return self._resolved.config if self._resolved else None
+
+    # ---- one start ----
+
+    async def _start(self, config: LlamaServerConfig, again: Resolved | None) -> ServerInfo:
+        model = await self._find_model(config.model_id, "llm")
+        resolved = again or await self._resolve(config, model)
+        engine = await self._parts.engines.resolve(
+            "llama", force_validation=config.force_validation, on_log=self._binary_log
+        )
+        require_free(resolved.port)
+        self._resolved = resolved
+        if resolved.api_key:
+            self._log.hide(resolved.api_key)
+        session = EngineSession(
+            self._name,
+            engine,
+            port=resolved.port,
+            api_key=resolved.api_key,
+            model_id=model.id,
+            owner=self._parts.owner,
+            settings=self._parts.settings,
+            launcher=self._parts.launcher,
+            log=self._log,
+        )
+        try:
+            await session.launch(arguments(resolved, model), _secrets(resolved))
+            self._session = session
+            self._announce()
+            await session.wait_until_ready(HEALTH)
+            self._context_size = await _served_context(session) or resolved.config.context_size
+        except BaseException:
+            self._session = None
+            await stop_quietly(session)
+            raise
+        self._change("running", "ok")
+        self._watch(session, HEALTH)
+        return self.get_info()
+
+    async def _resolve(self, config: LlamaServerConfig, model: ModelInfo) -> Resolved:
+        """Work out what was left open, and check that the result fits."""
+        optimal = await self._parts.system.get_optimal_config(model)
+        trained = model.gguf_metadata.context_length if model.gguf_metadata else None
+        wanted = config.context_size or 4096
+        full = msgspec.structs.replace(
+            config,
+            threads=config.threads or optimal.get("threads"),
+            gpu_layers=config.gpu_layers if config.gpu_layers is not None else optimal.get("gpu_layers", 0),
+            context_size=min(wanted, trained) if trained and trained > 0 and not config.context_size else wanted,
+        )
+        check = await self._parts.system.can_run_model(model)
+        if not check.possible and self.make_room is not None and await self.make_room():
+            check = await self._parts.system.can_run_model(model)
+        if not check.possible:
+            raise InsufficientResourcesError(
+                f"{model.name} does not fit: {check.reason}",
+                {"reason": check.reason, "suggestion": check.suggestion},
+            )
+        key = None if config.api_key is False else config.api_key or secrets.token_urlsafe(24)
+        port = free_port() if config.port == "auto" else config.port
+        return Resolved(full, port, key)
+
+
+def arguments(resolved: Resolved, model: ModelInfo) -> list[str]:
+    """llama-server's flags for a resolved configuration."""
+    config = resolved.config
+    flags = ["--model", model.path, "--alias", model.id, "--host", LOOPBACK, "--port", str(resolved.port)]
+    flags += ["--ctx-size", str(config.context_size), "--parallel", str(config.parallel_requests), "--kv-unified"]
+    # Always said, 0 included: newer builds default to "auto".
+    flags += ["--n-gpu-layers", str(config.gpu_layers or 0), "--flash-attn", _on_off(config.flash_attention)]
+    if config.threads:
+        flags += ["--threads", str(config.threads)]
+    if config.cache_type_k != "f16":
+        flags += ["--cache-type-k", config.cache_type_k]
+    if config.cache_type_v != "f16":
+        flags += ["--cache-type-v", config.cache_type_v]
+    # The numbers are ours; the engine's own fitting would load everything twice.
+    flags += ["--fit", "off"]
+    if model.supports_reasoning:
+        flags += ["--jinja", "--reasoning-format", "deepseek"]
+    return flags + config.extra_args
+
+
+def _on_off(flash_attention: bool | str) -> str:
+    return flash_attention if isinstance(flash_attention, str) else "on" if flash_attention else "off"
+
+
+def _secrets(resolved: Resolved) -> dict[str, str]:
+    # In the environment, because a process list is readable by everybody.
+    return {"LLAMA_API_KEY": resolved.api_key} if resolved.api_key else {}
+
+
+async def _served_context(session: EngineSession) -> int | None:
+    """The context size the engine really allocated, as /props tells."""
+    props = await session.get_json("/props")
+    try:
+        return int(props["default_generation_settings"]["n_ctx"])
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+def _check(config: Any, keywords: dict[str, Any]) -> LlamaServerConfig:
+    if config is not None:
+        # Defaults of the signature were not given: the configuration object speaks.
+        defaults = {field.name: field.default for field in msgspec.structs.fields(LlamaServerConfig)}
+        keywords = {name: value for name, value in keywords.items() if name not in defaults or value != defaults[name]}
+    checked = from_keywords(LlamaServerConfig, config, keywords)
+    for flag in checked.extra_args:
+        if flag.split("=", 1)[0] in _OURS:
+            raise InvalidRequestError(
+                f"extra_args: {flag} is set by the manager.",
+                {"field": "extra_args", "flag": flag},
+                hint="Use the keywords of start() for the model, port, host and key.",
+            )
+    if isinstance(checked.api_key, str) and (not checked.api_key.isascii() or not checked.api_key.strip()):
+        raise InvalidRequestError("api_key: must be ASCII text without spaces around it.", {"field": "api_key"})
+    return checked
