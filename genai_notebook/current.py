@@ -63,11 +63,10 @@ def current() -> Current:
         ServerError: GENAI_NOTEBOOK_RUNTIME demands a notebook server that does not answer.
     """
     global _current
-    if _current is None:
-        with _lock:
-            if _current is None:
-                _current = _find()
-    return _current
+    with _lock:
+        if _current is None:
+            _current = _find()
+        return _current
 
 
 def reset() -> None:
@@ -153,7 +152,7 @@ class Handle:
                         if on_background_loop()
                         else deliver_on_loop(keywords[key], here)
                     )
-            in_force = _current or await asyncio.to_thread(current)
+            in_force = _current if _current is not None else await asyncio.to_thread(current)
             method = getattr(self._pick(in_force.runtime), name)
             return await call_in_background(lambda: method(*args, **keywords))
 
@@ -169,6 +168,7 @@ class Handle:
 
 def _without_self(call: Any, member: Callable[..., Any]) -> Callable[..., Any]:
     signature = inspect.signature(member)
+    call.__doc__ = inspect.getdoc(member)  # where a subclass has none of its own, the base's
     call.__signature__ = signature.replace(parameters=list(signature.parameters.values())[1:])
     return cast("Callable[..., Any]", call)
 

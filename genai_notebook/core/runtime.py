@@ -103,6 +103,7 @@ class Runtime:
         if self._closed:
             return
         self._closed = True
+        await self.orchestrator.close()
         await self.model_manager.shutdown()
         ends = [asyncio.ensure_future(server.stop()) for server in self.servers()]
         _, late = await asyncio.wait(ends, timeout=CLOSE_LIMIT)

@@ -29,7 +29,7 @@ Threads = Annotated[int, Meta(ge=1, le=1024)]
 Prompt = Annotated[str, Meta(max_length=1_048_576)]
 
 
-class Wire(Struct, kw_only=True, rename="camel", omit_defaults=True):
+class Wire(Struct, kw_only=True, rename="camel", omit_defaults=True, frozen=True):
     """Base of what crosses a wire. Only fields that may be None have defaults, so that nothing else is ever omitted."""
 
 
@@ -211,7 +211,7 @@ class ServerInfo(Wire, frozen=True):
     error: str | None = None
 
 
-class DiffusionServerInfo(ServerInfo, frozen=True, kw_only=True, rename="camel", omit_defaults=True):
+class DiffusionServerInfo(ServerInfo, frozen=True, kw_only=True):
     """`pid`: the resident engine's, `port`: the stand-alone listener's (None without one), `url`: the image routes."""
 
     busy: bool

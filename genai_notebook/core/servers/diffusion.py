@@ -27,12 +27,12 @@ from genai_notebook.core.schema import (
 )
 from genai_notebook.core.servers.generations import GenerationRegistry
 from genai_notebook.core.servers.jobs import ImageJob
-from genai_notebook.core.servers.manager import Parts, ServerManager
+from genai_notebook.core.servers.manager import Parts, ServerManager, insufficient
 from genai_notebook.core.servers.progress import Calibration
 from genai_notebook.core.servers.session import EngineSession, stop_quietly
 from genai_notebook.core.utilities import now_iso
 from genai_notebook.core.validation import from_keywords
-from genai_notebook.errors import InsufficientResourcesError, InvalidRequestError, ServerError
+from genai_notebook.errors import InvalidRequestError, ServerError
 
 READY = "/sdcpp/v1/capabilities"
 DEFAULT_PORT = 8081
@@ -149,12 +149,11 @@ class DiffusionServerManager(ServerManager[DiffusionServerInfo]):
 
     async def _start(self, config: DiffusionServerConfig, key: str | None) -> DiffusionServerInfo:
         model = await self._find_model(config.model_id, "diffusion")
-        check = await self._parts.system.can_run_model(model, check_total_memory=True)
-        if not check.possible:
-            raise InsufficientResourcesError(
-                f"{model.name} does not fit: {check.reason}",
-                {"reason": check.reason, "suggestion": check.suggestion},
-            )
+        # Against all there is, not what is free now: the model is loaded later, and the LLM may give way for it.
+        if not (await self._parts.system.can_run_model(model, check_total_memory=True)).possible:
+            needs = await self._parts.system.estimate_memory(model)
+            total = self._parts.system.get_memory_info().total
+            raise insufficient(model, "RAM", needs.ram or needs.vram, total, "Use a smaller or more quantized model.")
         self._engine = await self._parts.engines.resolve(
             "diffusion", force_validation=config.force_validation, on_log=self._binary_log
         )
@@ -309,6 +308,9 @@ class DiffusionServerManager(ServerManager[DiffusionServerInfo]):
                     await job.run(self._paint)
         finally:
             del self._jobs[job.id]
+            # While more images wait in line, the LLM would come back only to leave again.
+            if self.gate is not None and not self._jobs:
+                self.gate.after_image()
             self._start_idle_clock()
             if self._status == "running":
                 self._announce()
@@ -316,12 +318,7 @@ class DiffusionServerManager(ServerManager[DiffusionServerInfo]):
     async def _paint(self, job: ImageJob) -> None:
         if self.gate is not None:
             await self.gate.before_image()
-        try:
-            session = await self._load(job)
-            await job.paint(session)
-        finally:
-            if self.gate is not None:
-                self.gate.after_image()
+        await job.paint(await self._load(job))
 
     # ---- the resident engine ----
 

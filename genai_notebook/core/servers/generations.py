@@ -79,14 +79,17 @@ class GenerationRegistry:
                 self._states[id] = msgspec.structs.replace(state, updated_at=now_ms(), **checked)
 
     def delete(self, id: str) -> None:
+        """Forget one generation; an unknown id is no error."""
         with self._lock:
             self._states.pop(id, None)
 
     def get_all_ids(self) -> list[str]:
+        """The ids of all generations that are kept, oldest first."""
         with self._lock:
             return list(self._states)
 
     def size(self) -> int:
+        """How many generations are kept."""
         return len(self._states)
 
     def cleanup(self, max_age_ms: int) -> int:
@@ -99,6 +102,7 @@ class GenerationRegistry:
         return len(old)
 
     def clear(self) -> None:
+        """Forget all generations."""
         with self._lock:
             self._states.clear()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import logging
 import secrets
 import time
 from collections.abc import Awaitable, Callable
@@ -26,6 +26,8 @@ from genai_notebook.errors import GenaiNotebookError, ServerError
 
 if TYPE_CHECKING:
     from genai_notebook.core.servers.diffusion import DiffusionServerManager
+
+log = logging.getLogger("genai_notebook")
 
 #: Seconds between looks at a job. The log tells the steps; this finds the end.
 POLL = 0.02
@@ -221,9 +223,11 @@ class ImageJob:
         if self.finished:
             return
         if not isinstance(error, GenaiNotebookError):
+            log.error("an image generation failed", exc_info=error)
             error = ServerError(f"The generation failed: {error!r}", code="INTERNAL_ERROR")
-        code = "BACKEND_ERROR" if error.code == "SERVER_ERROR" else error.code
-        self._registry.update(self.id, status="error", error=GenerationFailure(message=error.message, code=code))
+        if error.code == "SERVER_ERROR":
+            error.code = "BACKEND_ERROR"  # what the reference calls an engine's failure
+        failure = GenerationFailure(message=error.message, code=error.code, details=error.details, hint=error.hint)
+        self._registry.update(self.id, status="error", error=failure)
         self._announce("error")
-        with contextlib.suppress(asyncio.InvalidStateError):
-            self._done.set_exception(error)
+        self._done.set_exception(error)

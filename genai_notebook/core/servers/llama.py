@@ -10,7 +10,7 @@ import msgspec
 
 from genai_notebook.core.processes.ports import LOOPBACK, free_port, require_free
 from genai_notebook.core.schema import LlamaServerConfig, ModelInfo, ServerInfo
-from genai_notebook.core.servers.manager import Parts, ServerManager
+from genai_notebook.core.servers.manager import Parts, ServerManager, insufficient
 from genai_notebook.core.servers.session import EngineSession, stop_quietly
 from genai_notebook.core.validation import from_keywords
 from genai_notebook.errors import InsufficientResourcesError, InvalidRequestError, ServerError
@@ -196,17 +196,35 @@ class LlamaServerManager(ServerManager[ServerInfo]):
             gpu_layers=config.gpu_layers if config.gpu_layers is not None else optimal.get("gpu_layers", 0),
             context_size=min(wanted, trained) if trained and trained > 0 and not config.context_size else wanted,
         )
-        check = await self._parts.system.can_run_model(model)
-        if not check.possible and self.make_room is not None and await self.make_room():
-            check = await self._parts.system.can_run_model(model)
-        if not check.possible:
-            raise InsufficientResourcesError(
-                f"{model.name} does not fit: {check.reason}",
-                {"reason": check.reason, "suggestion": check.suggestion},
-            )
+        if (lack := await self._lack(model, full)) and self.make_room is not None and await self.make_room():
+            lack = await self._lack(model, full)
+        if lack:
+            raise lack
         key = None if config.api_key is False else config.api_key or secrets.token_urlsafe(24)
         port = free_port() if config.port == "auto" else config.port
         return Resolved(full, port, key)
+
+    async def _lack(self, model: ModelInfo, config: LlamaServerConfig) -> InsufficientResourcesError | None:
+        """Why a resolved configuration does not fit into what is free right now, or None if it does."""
+        system = self._parts.system
+        needs = await system.estimate_memory(
+            model,
+            context_size=config.context_size or 4096,
+            parallel_requests=config.parallel_requests,
+            gpu_layers=config.gpu_layers or 0,
+            kv_unified=True,
+            cache_type_k=config.cache_type_k,
+            cache_type_v=config.cache_type_v,
+        )
+        free = system.get_memory_info().available
+        if needs.ram > free:
+            return insufficient(model, "RAM", needs.ram, free, "Use a smaller model or a smaller context size.")
+        gpu = (await system.detect(force=needs.vram > 0)).gpu
+        if gpu.vram_available is not None and needs.vram > gpu.vram_available:
+            return insufficient(
+                model, "VRAM", needs.vram, gpu.vram_available, "Use fewer GPU layers or a smaller context size."
+            )
+        return None
 
 
 def arguments(resolved: Resolved, model: ModelInfo) -> list[str]:

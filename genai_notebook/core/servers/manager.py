@@ -21,7 +21,14 @@ from genai_notebook.core.schema import HealthStatus, ModelInfo, ModelType, Serve
 from genai_notebook.core.servers.session import EngineSession
 from genai_notebook.core.settings import Settings
 from genai_notebook.core.system.info import SystemInfo
-from genai_notebook.errors import InvalidRequestError, ModelNotFoundError, ServerError, error_to_wire
+from genai_notebook.core.utilities import format_bytes
+from genai_notebook.errors import (
+    InsufficientResourcesError,
+    InvalidRequestError,
+    ModelNotFoundError,
+    ServerError,
+    error_to_wire,
+)
 
 log = logging.getLogger("genai_notebook")
 
@@ -252,6 +259,7 @@ class ServerManager(Generic[Info]):
         return [parse_line(line) for line in await self.get_logs(lines)]
 
     async def clear_logs(self) -> None:
+        """Forget all lines, on disk too."""
         await asyncio.to_thread(self._log.clear)
 
     def on(self, event: str, listener: Callback) -> None:
@@ -271,6 +279,17 @@ class ServerManager(Generic[Info]):
     def off(self, event: str, listener: Callback) -> None:
         """Undo one `on` or `once`."""
         self._events.off(event, listener)
+
+
+def insufficient(
+    model: ModelInfo, what: str, required: int, available: int, way_out: str
+) -> InsufficientResourcesError:
+    """The error for a model that does not fit. Sizes in bytes; `what` is 'RAM' or 'VRAM'."""
+    needs, has = format_bytes(required), format_bytes(available)
+    return InsufficientResourcesError(
+        f"{model.name} does not fit: it needs {needs} of {what}, and {has} is there.",
+        {"required": needs, "available": has, "suggestion": way_out},
+    )
 
 
 def _line_count(lines: Any) -> int | None:

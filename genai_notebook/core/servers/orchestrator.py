@@ -126,6 +126,13 @@ class ResourceOrchestrator:
             return False
         return await self._diffusion.release()
 
+    async def close(self) -> None:
+        """Everything ends: nothing is brought back any more."""
+        self._saved = None
+        if self._reload is not None:
+            self._reload.cancel()
+            await self.wait_for_reload()
+
     async def _bring_back(self) -> None:
         if self._is_gate():
             with contextlib.suppress(GenaiNotebookError):
