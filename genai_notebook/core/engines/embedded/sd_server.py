@@ -1,0 +1,204 @@
+"""`sd-server` from the wheel `cyllama`: the same flags, the same job API, one model loaded once.
+
+    python -m genai_notebook.core.engines.embedded.sd_server -m model.gguf --listen-port 0
+
+The log and the progress bars on stdout are stable-diffusion.cpp's own. What differs from the native program: only the
+`/sdcpp/v1` API for images is served, no web page and no CORS headers, and a flag that is not in the table below is
+refused.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from genai_notebook.core.engines.embedded.flags import (
+    Flag,
+    FlagError,
+    help_text,
+    integer,
+    number,
+    parse,
+    refuse,
+    text,
+    version_text,
+)
+
+PROGRAM = "python -m genai_notebook.core.engines.embedded.sd_server"
+ABOUT = "stable-diffusion.cpp's job server, from the Python package cyllama."
+
+# Keys in capitals are ours; the others are attributes of cyllama's SDContextParams.
+FLAGS: tuple[Flag, ...] = (
+    Flag(("-h", "--help"), "HELP", help="print this and exit"),
+    Flag(("--version",), "VERSION", help="print the version and exit"),
+    Flag(("-l", "--listen-ip"), "IP", text, help="address to listen on (default: 127.0.0.1)"),
+    Flag(("--listen-port",), "PORT", integer(0, 65535), help="port to listen on, 0 for a free one (default: 1234)"),
+    Flag(("-v", "--verbose"), "VERBOSE", help="log debug messages too"),
+    Flag(("-m", "--model"), "model_path", text, help="a whole model"),
+    Flag(("--diffusion-model",), "diffusion_model_path", text, help="the diffusion part of a split model"),
+    Flag(("--high-noise-diffusion-model",), "high_noise_diffusion_model_path", text, help="its high-noise half"),
+    Flag(("--vae",), "vae_path", text, help="autoencoder"),
+    Flag(("--taesd", "--tae"), "taesd_path", text, help="tiny autoencoder"),
+    Flag(("--clip_l",), "clip_l_path", text, help="CLIP-L text encoder"),
+    Flag(("--clip_g",), "clip_g_path", text, help="CLIP-G text encoder"),
+    Flag(("--clip_vision",), "clip_vision_path", text, help="CLIP vision encoder"),
+    Flag(("--t5xxl",), "t5xxl_path", text, help="T5-XXL text encoder"),
+    Flag(("--llm",), "llm_path", text, help="LLM text encoder"),
+    Flag(("--llm_vision",), "llm_vision_path", text, help="its vision part"),
+    Flag(("-t", "--threads"), "n_threads", integer(-1, 512), help="threads, -1: one per physical core (default: -1)"),
+    Flag(("--type",), "TYPE", text, help="weight type to convert to, e.g. f16 or q8_0 (default: the file's)"),
+    Flag(("--fa",), "flash_attn", help="flash attention everywhere"),
+    Flag(("--diffusion-fa",), "diffusion_flash_attn", help="flash attention in the diffusion model"),
+    Flag(("--diffusion-conv-direct",), "diffusion_conv_direct", help="direct convolution in the diffusion model"),
+    Flag(("--vae-conv-direct",), "vae_conv_direct", help="direct convolution in the autoencoder"),
+    Flag(("--force-sdxl-vae-conv-scale",), "force_sdxl_vae_conv_scale", help="scale in SDXL's autoencoder"),
+    Flag(("--clip-on-cpu",), "keep_clip_on_cpu", help="text encoders stay in RAM"),
+    Flag(("--vae-on-cpu",), "keep_vae_on_cpu", help="the autoencoder stays in RAM"),
+    Flag(("--offload-to-cpu",), "offload_params_to_cpu", help="weights rest in RAM, and move to VRAM when needed"),
+    Flag(("--vae-tiling",), "TILING", help="decode in tiles: less memory"),
+    Flag(("--max-vram",), "max_vram", number(0), help="VRAM to use at most, in GiB (0: no limit)"),
+    Flag(("--mmap",), "enable_mmap", help="map the file into memory"),
+)
+_FILES = tuple(flag.key for flag in FLAGS if flag.key.endswith("_path"))
+
+
+def main(argv: Sequence[str] | None = None) -> NoReturn:
+    """Serve until SIGTERM or SIGINT."""
+    try:
+        options = parse(FLAGS, sys.argv[1:] if argv is None else argv)
+        if options.get("HELP"):
+            print(help_text(PROGRAM, ABOUT, FLAGS))
+            sys.exit(0)
+        if options.get("VERSION"):
+            import PIL.Image  # noqa: F401 - part of the engine: it encodes the pictures
+
+            print(version_text("cyllama", "cyllama.sd"))
+            sys.exit(0)
+        _check_files(options)
+        _serve(options)
+    except (FlagError, ImportError) as error:
+        refuse(PROGRAM, error)
+
+
+def _check_files(options: dict[str, Any]) -> None:
+    if not options.get("model_path") and not options.get("diffusion_model_path"):
+        raise FlagError("the following arguments are required: -m (or --diffusion-model)")
+    for key in _FILES:
+        if key in options and not os.path.isfile(options[key]):
+            raise FlagError(f"no such file: {options[key]}")
+
+
+def _check_whole(options: dict[str, Any]) -> None:
+    from genai_notebook.core.engines.embedded.model_files import CutShortError, check_whole
+
+    for key in _FILES:
+        if key in options:
+            try:
+                check_whole(options[key])
+            except (CutShortError, OSError) as error:
+                _fail(f"{error}")
+
+
+def _serve(options: dict[str, Any]) -> NoReturn:
+    import PIL.Image  # noqa: F401 - a missing wheel is said now, not after the first picture
+
+    from genai_notebook.core.engines.embedded.sd_http import JobServer
+    from genai_notebook.core.engines.embedded.sd_jobs import JobBoard
+    from genai_notebook.core.engines.embedded.sd_painter import Painter, log_to_stdout, say
+
+    host, port = options.get("IP", "127.0.0.1"), options.get("PORT", 1234)
+    try:
+        # The port first: a busy one is found in milliseconds, not after a model has been loaded.
+        server = JobServer(host, port)
+    except OSError as error:
+        _fail(f"couldn't bind {host}:{port}: {error.strerror or error}")
+    _check_whole(options)
+    log_to_stdout(bool(options.get("VERBOSE")))
+    settings = {key: value for key, value in options.items() if not key.isupper()}
+    if settings.get("n_threads", -1) < 1:
+        settings.pop("n_threads", None)
+    if "TYPE" in options:
+        settings["wtype"] = _weight_type(options["TYPE"])
+    try:
+        # Until this returns no Python code runs: SIGTERM has its default action, which ends the process at once.
+        painter = Painter(settings, vae_tiling=bool(options.get("TILING")))
+    except RuntimeError as error:
+        _fail(f"new_sd_ctx_t failed: {error}")
+    # The engine has no way to stop in the middle of a picture: the process goes, and the system takes back all it has.
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+    signal.signal(signal.SIGINT, lambda *_: os._exit(0))
+    board = JobBoard(painter.paint, painter.cancel if painter.can_cancel else None)
+    try:
+        server.open_for(painter, board, _capabilities(options, painter, board))
+    except OSError as error:
+        _fail(f"couldn't bind {host}:{port}: {error.strerror or error}")
+    shown = f"[{host}]" if ":" in host else host
+    say(f"[INFO ] sd_server.py  - listening on http://{shown}:{server.port}\n")
+    server.serve_forever(poll_interval=3600.0)
+    sys.exit(0)
+
+
+def _fail(message: str) -> NoReturn:
+    from genai_notebook.core.engines.embedded.sd_painter import say
+
+    say(f"[ERROR] sd_server.py  - {message}\n", error=True)
+    sys.exit(1)
+
+
+def _weight_type(name: str) -> Any:
+    from genai_notebook.core.engines.embedded.sd_painter import type_names
+
+    known = {word.lower(): value for word, value in type_names().items()}
+    if name.lower() not in known:
+        raise FlagError(f"--type: invalid value {name!r}: must be one of " + ", ".join(known))
+    return known[name.lower()]
+
+
+def _capabilities(options: dict[str, Any], painter: Any, board: Any) -> dict[str, Any]:
+    from genai_notebook.core.engines.embedded import sd_jobs, sd_requests
+
+    path = options.get("model_path") or options["diffusion_model_path"]
+    name = os.path.basename(path)
+    features = {
+        "init_image": True,
+        "mask_image": True,
+        "control_image": False,
+        "ip_adapter_image": False,
+        "ref_images": False,
+        "lora": False,
+        "vae_tiling": True,
+        "hires": False,
+        "cache": False,
+        "cancel_queued": True,
+        "cancel_generating": board.can_cancel_running,
+        "preview": False,
+    }
+    return {
+        "model": {"name": name, "stem": os.path.splitext(name)[0], "path": path},
+        "current_mode": "img_gen",
+        "supported_modes": ["img_gen"],
+        "features": features,
+        "features_by_mode": {"img_gen": features},
+        "output_formats": ["png", "jpeg", "webp"],
+        "output_formats_by_mode": {"img_gen": ["png", "jpeg", "webp"]},
+        "limits": {
+            "min_width": sd_requests.MIN_SIDE,
+            "max_width": sd_requests.MAX_SIDE,
+            "min_height": sd_requests.MIN_SIDE,
+            "max_height": sd_requests.MAX_SIDE,
+            "max_batch_count": sd_requests.MAX_BATCH,
+            "max_queue_size": sd_jobs.MAX_PENDING,
+        },
+        "samplers": list(painter.samplers),
+        "schedulers": list(painter.schedulers),
+        "loras": [],
+        "upscalers": [],
+        "preview_modes": ["none"],
+    }
+
+
+if __name__ == "__main__":
+    main()
