@@ -241,22 +241,32 @@ def error_to_wire(error: GenaiNotebookError) -> dict[str, Any]:
 
 
 def error_from_wire(wire: dict[str, Any]) -> GenaiNotebookError:
-    """The error that `error_to_wire` described. Codes without a class of their own are ServerErrors."""
-    code = str(wire.get("code", ""))
-    cls = _BY_CODE.get(code, ServerError)
+    """The error that `error_to_wire` described. Codes without a class of their own are ServerErrors.
+
+    The other side may be anything that answers HTTP: what does not fit is dropped, never an error of its own.
+    """
+    code, details, hint = wire.get("code"), wire.get("details"), wire.get("hint")
+    code = code if isinstance(code, str) and code else None
+    cls = _BY_CODE.get(code or "", ServerError)
     error = cls.__new__(cls)
     GenaiNotebookError.__init__(
-        error, str(wire.get("message", "")), code or None, wire.get("details"), hint=wire.get("hint")
+        error,
+        str(wire.get("message", "")),
+        code,
+        details if isinstance(details, dict) else None,
+        hint=hint if isinstance(hint, str) else None,
     )
     if isinstance(error, ServerError):
         error.http_status = 409 if error.code in ServerError._conflicts else 503
-    if error.details and cls.__init__ is not GenaiNotebookError.__init__:
-        for name, value in error.details.items():
-            if name in _ATTRIBUTES:
-                setattr(error, name, value)
+    for name in _ATTRIBUTES.get(cls, ()):
+        setattr(error, name, (error.details or {}).get(name))
     return error
 
 
-_ATTRIBUTES = frozenset(
-    {"model_id", "expected", "actual", "port", "holder", "operation", "path", "original_error", "what"}
-)
+_ATTRIBUTES: dict[type[GenaiNotebookError], tuple[str, ...]] = {
+    ModelNotFoundError: ("model_id",),
+    ChecksumError: ("expected", "actual"),
+    PortInUseError: ("port", "holder"),
+    FileSystemError: ("operation", "path", "original_error"),
+    NotYetError: ("what",),
+}

@@ -1,0 +1,1 @@
+"""Bytes from a URL, verified, as jobs that can be watched and cancelled; used by models and engines."""

@@ -1,0 +1,355 @@
+"""A bounded reader of GGUF headers.
+
+It reads what sizing and starting a model need, and trusts nothing: every loop is bounded by the bytes that remain,
+strings by 1 MiB, headers by 64 MiB, nesting by 2. It stops at the vocabulary once the architecture's own fields are in,
+so that a vocabulary of 262,144 tokens costs next to nothing; the chat template behind that array is found by its key.
+The `gguf` package's own reader takes seconds for the same.
+
+Layout (little endian): magic, u32 version, u64 tensor count, u64 key count, then per key: string, u32 type, value. A
+string is a u64 length and bytes; an array is a u32 element type, a u64 length and the elements.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from genai_notebook.core.schema import GGUFMetadata
+
+MAGIC = b"GGUF"
+MAX_STRING = 1 << 20
+MAX_HEADER = 64 << 20
+MAX_KEYS = 1 << 16
+MAX_TENSORS = 1 << 18
+#: Numeric arrays up to this length are kept: per-layer head counts and the like.
+MAX_KEPT_ARRAY = 4096
+#: Longer strings stay out of `raw`; the chat template has a field of its own.
+MAX_KEPT_STRING = 4096
+#: How far behind the vocabulary's beginning the chat template is looked for.
+TEMPLATE_WINDOW = 48 << 20
+
+_STRING, _ARRAY = 8, 9
+_SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
+_STRUCTS = {kind: struct.Struct(code) for kind, code in _SCALARS.items()}
+_ARCHITECTURE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+_TEMPLATE_KEY = struct.pack("<Q", 23) + b"tokenizer.chat_template" + struct.pack("<I", _STRING)
+
+
+class GGUFError(ValueError):
+    """The bytes are no GGUF header that an engine could load; the message says why."""
+
+
+class NeedMoreError(GGUFError):
+    """The header goes on behind the bytes at hand."""
+
+
+def read_gguf(path: str | os.PathLike[str]) -> GGUFMetadata:
+    """The header of a GGUF file. Blocks, briefly.
+
+    Raises:
+        GGUFError: it is none, or a broken or unsupported one.
+        OSError: the file cannot be read.
+    """
+    size = Path(path).stat().st_size
+    with open(path, "rb", buffering=0) as file:
+        return parse_gguf(_Source(file, size))
+
+
+def parse_prefix(data: bytes, file_size: int | None = None) -> GGUFMetadata:
+    """The header in the first bytes of a file of `file_size` bytes (None: unknown).
+
+    Raises:
+        NeedMoreError: `data` ends inside of the header.
+        GGUFError: it is none, or a broken or unsupported one.
+    """
+    return parse_gguf(_Source(None, len(data) if file_size is None else file_size, data, open_end=file_size is None))
+
+
+class _Source:
+    """The first bytes of a file, read further as needed; positions never pass its end or MAX_HEADER."""
+
+    def __init__(self, file: BinaryIO | None, size: int, data: bytes = b"", *, open_end: bool = False) -> None:
+        self.file = file
+        self.size = size
+        self.data = data
+        self.pos = 0
+        self.open_end = open_end
+
+    def remaining(self) -> int:
+        """Bytes that a value beginning here may have at most."""
+        return (MAX_HEADER if self.open_end else min(self.size, MAX_HEADER)) - self.pos
+
+    def need(self, count: int) -> None:
+        """Make sure that `count` bytes from here are in `data`."""
+        if count > self.remaining():
+            raise GGUFError(
+                f"the header is cut off: {count} bytes are promised at {self.pos}, {self.remaining()} remain"
+            )
+        while len(self.data) < self.pos + count:
+            chunk = b""
+            if self.file is not None:
+                # Doubling keeps the copying linear.
+                chunk = self.file.read(max(1 << 16, len(self.data), self.pos + count - len(self.data)))
+            if not chunk:
+                raise NeedMoreError(f"the header goes on behind its first {len(self.data)} bytes")
+            self.data += chunk
+
+    def scalar(self, kind: int) -> Any:
+        packed = _STRUCTS[kind]
+        self.need(packed.size)
+        value = packed.unpack_from(self.data, self.pos)[0]
+        self.pos += packed.size
+        return value
+
+    def string(self) -> str:
+        length = self.scalar(10)
+        if length > MAX_STRING:
+            raise GGUFError(f"a string of {length} bytes at {self.pos} is past the limit of {MAX_STRING}")
+        self.need(length)
+        text = self.data[self.pos : self.pos + length].decode("utf-8", "replace")
+        self.pos += length
+        return text
+
+    def skip(self, count: int) -> None:
+        self.need(count)
+        self.pos += count
+
+
+def parse_gguf(source: _Source) -> GGUFMetadata:
+    """Read version, counts and keys, up to the vocabulary; see the module's text."""
+    version, tensors, keys = _preamble(source)
+    values: dict[str, Any] = {}
+    vocabulary: int | None = None
+    complete = True
+    for _ in range(keys):
+        name = source.string()
+        if name in values:
+            raise GGUFError(f"the key {name[:80]!r} stands in it twice")
+        kind = source.scalar(4)
+        if kind == _ARRAY:
+            element, count = source.scalar(4), source.scalar(10)
+            if name == "tokenizer.ggml.tokens":
+                vocabulary = count
+                if _has_architecture(values):
+                    complete = False
+                    break
+            values[name] = _array(source, element, count, depth=1)
+        elif kind == _STRING:
+            values[name] = source.string()
+        elif kind in _STRUCTS:
+            value = source.scalar(kind)
+            values[name] = None if isinstance(value, float) and not math.isfinite(value) else value
+        else:
+            raise GGUFError(f"the key {name[:80]!r} has the unknown type {kind}")
+    alignment = values.get("general.alignment", 32)
+    if not isinstance(alignment, int) or alignment <= 0 or alignment & (alignment - 1) or alignment > 1 << 16:
+        raise GGUFError(f"the alignment {alignment!r} is not a power of two")
+    header = _tensor_infos(source, tensors, alignment) if complete else None
+    template = values.get("tokenizer.chat_template") if complete else _find_template(source)
+    return _metadata(values, version, tensors, keys, vocabulary, template, header)
+
+
+def _preamble(source: _Source) -> tuple[int, int, int]:
+    if source.remaining() >= 4:
+        source.need(4)
+    if source.data[:4] != MAGIC:
+        raise GGUFError("it does not begin with GGUF")
+    source.pos = 4
+    version = source.scalar(4)
+    if version & 0xFFFF == 0 and version:
+        raise GGUFError("it is written for big-endian machines")
+    if version not in (2, 3):
+        raise GGUFError(f"its GGUF version {version} is not supported (2 and 3 are)")
+    tensors, keys = source.scalar(10), source.scalar(10)
+    # The shortest key takes 13 bytes, the shortest tensor 24.
+    if keys > MAX_KEYS or keys * 13 > source.remaining():
+        raise GGUFError(f"it promises {keys} keys")
+    if tensors > MAX_TENSORS or (not source.open_end and tensors * 24 > source.size):
+        raise GGUFError(f"it promises {tensors} tensors")
+    return version, tensors, keys
+
+
+def _array(source: _Source, element: int, count: int, depth: int) -> list[Any] | None:
+    """Read a short numeric array, skip any other."""
+    if element in _STRUCTS:
+        packed = _STRUCTS[element]
+        if count * packed.size > source.remaining():
+            raise GGUFError(f"an array of {count} elements at {source.pos} is longer than the file")
+        if count > MAX_KEPT_ARRAY:
+            source.skip(count * packed.size)
+            return None
+        return [source.scalar(element) for _ in range(count)]
+    if count * 8 > source.remaining():  # a string and a nested array take at least 8 bytes
+        raise GGUFError(f"an array of {count} elements at {source.pos} is longer than the file")
+    if element == _STRING:
+        _skip_strings(source, count)
+    elif element == _ARRAY and depth < 2:
+        for _ in range(count):
+            _array(source, source.scalar(4), source.scalar(10), depth + 1)
+    elif element == _ARRAY:
+        raise GGUFError("its arrays are nested too deeply")
+    else:
+        raise GGUFError(f"an array has the unknown element type {element}")
+    return None
+
+
+def _skip_strings(source: _Source, count: int) -> None:
+    unpack = _STRUCTS[10].unpack_from
+    done = 0
+    while done < count:
+        source.need(8)
+        data, pos = source.data, source.pos
+        end = len(data) - 8
+        while done < count and pos <= end:
+            length = unpack(data, pos)[0]
+            if length > MAX_STRING:
+                raise GGUFError(f"a string of {length} bytes at {pos} is past the limit of {MAX_STRING}")
+            if pos + 8 + length > len(data):
+                break
+            pos += 8 + length
+            done += 1
+        source.pos = pos
+        if done < count:
+            source.need(8)
+            source.need(8 + unpack(source.data, pos)[0])
+
+
+def _has_architecture(values: dict[str, Any]) -> bool:
+    architecture = values.get("general.architecture")
+    return isinstance(architecture, str) and f"{architecture}.block_count" in values
+
+
+def _tensor_infos(source: _Source, tensors: int, alignment: int) -> int:
+    """Check the table of tensors; returns where the data begins."""
+    highest = 0
+    for _ in range(tensors):
+        length = source.scalar(10)
+        if length > MAX_STRING:
+            raise GGUFError(f"a tensor's name of {length} bytes is past the limit")
+        source.skip(length)
+        dimensions = source.scalar(4)
+        if dimensions > 8:
+            raise GGUFError(f"a tensor has {dimensions} dimensions")
+        source.skip(8 * dimensions + 4)
+        highest = max(highest, source.scalar(10))
+    start = -(-source.pos // alignment) * alignment
+    if tensors and not source.open_end and start + highest >= source.size:
+        raise GGUFError("its tensors lie past its end: the file is cut off")
+    return start
+
+
+def _find_template(source: _Source) -> str | None:
+    """The chat template behind the vocabulary, found by its key without walking the tokens.
+
+    A token could spell that key; then we would keep a wrong text, which is never rendered and only looked through for
+    a marker.
+    """
+    if source.file is None:
+        at = source.data.find(_TEMPLATE_KEY, source.pos)
+        return _text_at(source.data[at + len(_TEMPLATE_KEY) :]) if at >= 0 else None
+    begin = source.pos
+    while begin - source.pos < TEMPLATE_WINDOW:
+        source.file.seek(begin)
+        chunk = source.file.read(4 << 20)
+        at = chunk.find(_TEMPLATE_KEY)
+        if at >= 0:
+            source.file.seek(begin + at + len(_TEMPLATE_KEY))
+            return _text_at(source.file.read(8 + MAX_STRING))
+        if len(chunk) < 4 << 20:
+            return None
+        begin += len(chunk) - len(_TEMPLATE_KEY)  # the key may lie across two chunks
+    return None
+
+
+def _text_at(data: bytes) -> str | None:
+    try:
+        return _Source(None, len(data), data).string()
+    except GGUFError:
+        return None
+
+
+def _metadata(
+    values: dict[str, Any],
+    version: int,
+    tensors: int,
+    keys: int,
+    vocabulary: int | None,
+    template: Any,
+    header: int | None,
+) -> GGUFMetadata:
+    architecture = values.get("general.architecture")
+    if not isinstance(architecture, str) or not _ARCHITECTURE.fullmatch(architecture):
+        architecture = None
+
+    def field(name: str, accept: Callable[[Any], Any]) -> Any:
+        return accept(values.get(f"{architecture}.{name}")) if architecture else None
+
+    return GGUFMetadata(
+        version=version,
+        tensor_count=tensors,
+        kv_count=keys,
+        architecture=architecture,
+        general_name=_text(values.get("general.name")),
+        file_type=_count(values.get("general.file_type")),
+        block_count=field("block_count", _count),
+        context_length=field("context_length", _count),
+        attention_head_count=field("attention.head_count", _counts),
+        attention_head_count_kv=field("attention.head_count_kv", _counts),
+        attention_key_length=field("attention.key_length", _count),
+        attention_value_length=field("attention.value_length", _count),
+        attention_sliding_window=field("attention.sliding_window", _count),
+        embedding_length=field("embedding_length", _count),
+        feed_forward_length=field("feed_forward_length", _counts),
+        vocab_size=vocabulary if vocabulary is not None else field("vocab_size", _count),
+        expert_count=field("expert_count", _count),
+        expert_used_count=field("expert_used_count", _count),
+        rope_dimension_count=field("rope.dimension_count", _count),
+        rope_freq_base=field("rope.freq_base", _number),
+        attention_layer_norm_rms_epsilon=field("attention.layer_norm_rms_epsilon", _number),
+        chat_template=template if isinstance(template, str) else None,
+        header_size=header,
+        raw=_raw(values, architecture),
+    )
+
+
+def _raw(values: dict[str, Any], architecture: str | None) -> dict[str, Any]:
+    """What may rest in our metadata: scalars, short strings, and the architecture's own per-layer lists."""
+    kept = {}
+    for name, value in values.items():
+        if name == "tokenizer.chat_template" or len(name) > 200:
+            continue
+        if isinstance(value, list):
+            if architecture and name.startswith(architecture + ".") and len(value) <= 1024 and _finite(value):
+                kept[name] = value
+        elif value is not None and not (isinstance(value, str) and len(value) > MAX_KEPT_STRING):
+            kept[name] = value
+    return kept
+
+
+def _finite(values: list[Any]) -> bool:
+    return all(not isinstance(value, float) or math.isfinite(value) for value in values)
+
+
+def _text(value: Any) -> str | None:
+    return value[:1000] if isinstance(value, str) else None
+
+
+def _count(value: Any) -> int | None:
+    """A count that can be one: no flag, not negative, below 2^62."""
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 62 else None
+
+
+def _counts(value: Any) -> int | list[int] | None:
+    if isinstance(value, list):
+        counts = [_count(item) for item in value]
+        return [item for item in counts if item is not None] if counts and None not in counts else None
+    return _count(value)
+
+
+def _number(value: Any) -> float | None:
+    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
