@@ -25,6 +25,8 @@ ImageSampler = Literal["euler_a", "euler", "heun", "dpm2", "dpm++2s_a", "dpm++2m
 
 Port = Annotated[int, Meta(ge=1, le=65535)]
 Threads = Annotated[int, Meta(ge=1, le=1024)]
+# It travels in a header: printable ASCII without spaces.
+ApiKey = Annotated[str, Meta(pattern=r"^[!-~]+\Z", max_length=1024)]
 # A prompt travels in JSON and argv-free; 1 MiB is far past any text encoder's window.
 Prompt = Annotated[str, Meta(max_length=1_048_576)]
 
@@ -228,7 +230,7 @@ class LlamaServerConfig(Wire, frozen=True, forbid_unknown_fields=True):
     parallel_requests: Annotated[int, Meta(ge=1, le=256)] = 4
     flash_attention: bool | Literal["on", "off", "auto"] = "auto"
     force_validation: bool = False
-    api_key: str | Literal[False] | None = None
+    api_key: ApiKey | Literal[False] | None = None
     cache_type_k: Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl"] = "f16"
     cache_type_v: Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl"] = "f16"
     extra_args: list[str] = []
@@ -243,7 +245,7 @@ class DiffusionServerConfig(Wire, frozen=True, forbid_unknown_fields=True):
     gpu_layers: int | None = None
     vram_budget: Annotated[int, Meta(ge=1)] | None = None
     force_validation: bool = False
-    api_key: str | Literal[False] | None = None
+    api_key: ApiKey | Literal[False] | None = None
     extra_args: list[str] = []
 
 

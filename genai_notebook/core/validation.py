@@ -32,6 +32,17 @@ def from_keywords(cls: type[S], config: Any = None, keywords: dict[str, Any] | N
     return _convert(cls, {wire_names[name]: value for name, value in given.items()}, _snake_names(wire_names))
 
 
+def from_call(cls: type[S], config: Any, keywords: dict[str, Any]) -> S:
+    """As `from_keywords`, for a method whose signature spells out the defaults of `cls`.
+
+    Beside a configuration object, a keyword at its default was not given: the object speaks.
+    """
+    if config is not None:
+        defaults = {field.name: field.default for field in msgspec.structs.fields(cls)}
+        keywords = {name: value for name, value in keywords.items() if name not in defaults or value != defaults[name]}
+    return from_keywords(cls, config, keywords)
+
+
 def from_json(cls: type[S], body: bytes) -> S:
     """Decode a JSON body (camelCase) into a `cls`.
 

@@ -157,7 +157,7 @@ async def _receive(request: Fetch, response: httpx.Response, part: Path, work: W
     work.report(0, total)
     with _open_new(part) as file:
         head = _Head(request.inspect)
-        async for chunk in response.aiter_raw(1 << 18):
+        async for chunk in response.aiter_raw():
             if total is not None and done + len(chunk) > total:
                 raise DownloadError(f"The server sends more than the {total} bytes it announced.", {"reason": "length"})
             if total is None and done // _SPACE_CHECK != (done + len(chunk)) // _SPACE_CHECK:

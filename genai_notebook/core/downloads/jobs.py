@@ -105,7 +105,8 @@ class Job(Generic[T]):
                 self._samples.popleft()
             if now - self._reported < REPORT_INTERVAL and downloaded != total:
                 return
-            self._reported = now
+            if downloaded:  # the first bytes are heard at once, however soon after the beginning they come
+                self._reported = now
             listeners = list(self._listeners)
         for listener in listeners:
             listener(downloaded, total)
@@ -176,7 +177,8 @@ class Jobs(Generic[T]):
         with self._lock:
             job.waiters += 1
         try:
-            return await asyncio.shield(asyncio.wrap_future(job.future))
+            await _settled(job)
+            return job.future.result()
         except asyncio.CancelledError:
             with self._lock:
                 alone = job.waiters == 1 and not job.finished

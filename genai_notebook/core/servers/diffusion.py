@@ -27,11 +27,11 @@ from genai_notebook.core.schema import (
 )
 from genai_notebook.core.servers.generations import GenerationRegistry
 from genai_notebook.core.servers.jobs import ImageJob
-from genai_notebook.core.servers.manager import Parts, ServerManager, insufficient
+from genai_notebook.core.servers.manager import Parts, ServerManager, insufficient, refuse_flags
 from genai_notebook.core.servers.progress import Calibration
 from genai_notebook.core.servers.session import EngineSession, stop_quietly
 from genai_notebook.core.utilities import now_iso
-from genai_notebook.core.validation import from_keywords
+from genai_notebook.core.validation import from_call, from_keywords
 from genai_notebook.errors import InvalidRequestError, ServerError
 
 READY = "/sdcpp/v1/capabilities"
@@ -132,9 +132,7 @@ class DiffusionServerManager(ServerManager[DiffusionServerInfo]):
             "api_key": api_key,
             **options,
         }
-        if config is not None:
-            keywords = {name: value for name, value in keywords.items() if value not in (None, False)}
-        checked = _check(from_keywords(DiffusionServerConfig, config, keywords))
+        checked = _check(from_call(DiffusionServerConfig, config, keywords))
         key = None if checked.api_key is False else checked.api_key or secrets.token_urlsafe(24)
         return await self._run_start(lambda generation: self._start(checked, key))
 
@@ -205,7 +203,7 @@ class DiffusionServerManager(ServerManager[DiffusionServerInfo]):
             status=self._status,
             health=self._health,
             owner=self._parts.owner,
-            busy=bool(self._jobs),
+            busy=bool(self._unfinished()),
             pid=session.pid if session else None,
             port=listener.port if listener else None,
             model_id=self._model.id if up and self._model else None,
@@ -269,7 +267,7 @@ class DiffusionServerManager(ServerManager[DiffusionServerInfo]):
         A running one ends with its engine where the engine cannot drop a job; the model is then loaded again by the
         next image.
         """
-        jobs = [job for job in self._jobs.values() if id is None or job.id == id]
+        jobs = [job for job in self._unfinished() if id is None or job.id == id]
         for job in jobs:
             await job.cancel()
         return bool(jobs)
@@ -277,6 +275,10 @@ class DiffusionServerManager(ServerManager[DiffusionServerInfo]):
     def get_generation(self, id: str) -> GenerationState | None:
         """A snapshot of a generation, finished ones for five minutes; None where none is kept."""
         return self.generations.get(id)
+
+    def _unfinished(self) -> list[ImageJob]:
+        """The generations whose end their callers have not seen; a finished one may still be tidying up."""
+        return [job for job in self._jobs.values() if not job.finished]
 
     def _submit(self, config: ImageGenerationConfig, queue: bool, on_progress: Callable[..., Any] | None) -> ImageJob:
         # Nothing is awaited between the check and the claim: of many requests at once, exactly one gets through.
@@ -286,14 +288,20 @@ class DiffusionServerManager(ServerManager[DiffusionServerInfo]):
                 code="SERVER_NOT_RUNNING",
                 hint="Start it first: %genai start --images",
             )
-        if self._jobs and not queue:
+        if (busy := self._unfinished()) and not queue:
             raise ServerError(
                 "Another image is being generated.",
-                {"id": next(iter(self._jobs))},
+                {"id": busy[0].id},
                 code="SERVER_BUSY",
                 hint="Wait for it, cancel it, or ask with queue=True.",
             )
-        job = ImageJob(self, config, self._parts.notify, on_progress)
+        job = ImageJob(
+            config,
+            self.generations,
+            notify=self._parts.notify,
+            drop_engine=self._drop_engine,
+            on_progress=on_progress,
+        )
         self._jobs[job.id] = job
         self._announce()
         self._spawn(self._work(job))
@@ -364,7 +372,7 @@ class DiffusionServerManager(ServerManager[DiffusionServerInfo]):
             self._announce()
         return loaded
 
-    async def drop_engine(self, session: EngineSession) -> None:
+    async def _drop_engine(self, session: EngineSession) -> None:
         """End the engine in the middle of a job: the only way to cancel what an engine cannot."""
         if self._session is session:
             self._session = None
@@ -416,9 +424,5 @@ def _check(config: DiffusionServerConfig) -> DiffusionServerConfig:
             {"field": "gpu_layers"},
             hint="Use gpu_layers=0 for the CPU only, or vram_budget to bound the VRAM.",
         )
-    for flag in config.extra_args:
-        if flag.split("=", 1)[0] in _OURS:
-            raise InvalidRequestError(
-                f"extra_args: {flag} is set by the manager.", {"field": "extra_args", "flag": flag}
-            )
+    refuse_flags(config.extra_args, _OURS)
     return config

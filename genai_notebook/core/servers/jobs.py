@@ -7,7 +7,7 @@ import logging
 import secrets
 import time
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 
@@ -20,12 +20,10 @@ from genai_notebook.core.schema import (
     ImageGenerationResult,
 )
 from genai_notebook.core.servers import sdcpp
+from genai_notebook.core.servers.generations import GenerationRegistry
 from genai_notebook.core.servers.progress import Calibration, ProgressTracker
 from genai_notebook.core.servers.session import EngineSession
 from genai_notebook.errors import GenaiNotebookError, ServerError
-
-if TYPE_CHECKING:
-    from genai_notebook.core.servers.diffusion import DiffusionServerManager
 
 log = logging.getLogger("genai_notebook")
 
@@ -38,18 +36,27 @@ STUCK = 600.0
 
 
 class ImageJob:
-    """A generation under way. Created with the claim, finished exactly once."""
+    """A generation under way. Created with the claim, finished exactly once.
+
+    Args:
+        registry: where its state is kept for whoever polls.
+        notify: told every change.
+        drop_engine: ends an engine that cannot drop a job by itself.
+        on_progress: told (current_step, total_steps, stage, percentage).
+    """
 
     def __init__(
         self,
-        manager: DiffusionServerManager,
         config: ImageGenerationConfig,
+        registry: GenerationRegistry,
+        *,
         notify: Callable[[str, dict[str, Any]], None],
+        drop_engine: Callable[[EngineSession], Awaitable[None]],
         on_progress: Callable[..., Any] | None,
     ) -> None:
-        self._manager = manager
-        self._registry = manager.generations
+        self._registry = registry
         self._notify = notify
+        self._drop_engine = drop_engine
         self._on_progress = on_progress
         seed = config.seed if config.seed is not None and config.seed >= 0 else secrets.randbelow(2**31 - 5)
         self.config = msgspec.structs.replace(config, seed=seed)
@@ -94,7 +101,7 @@ class ImageJob:
         self._fail(ServerError(reason, code="GENERATION_CANCELLED"))
         session, engine_job = self._session, self._engine_job
         if session is not None and not (engine_job and await sdcpp.cancel_job(session.client, engine_job)):
-            await self._manager.drop_engine(session)
+            await self._drop_engine(session)
         if self._task is not None and not self._task.done():
             self._task.cancel()
             await asyncio.wait({self._task})
@@ -152,7 +159,7 @@ class ImageJob:
             if state.get("status") in ("failed", "cancelled"):
                 raise session.error(f"The engine could not paint: {sdcpp.failure_of(state)}")
             if time.monotonic() - self._moved > STUCK:
-                await self._manager.drop_engine(session)
+                await self._drop_engine(session)
                 raise session.error(f"The engine made no progress for {STUCK:.0f} s and was ended.")
             self._report()
             await asyncio.wait({session.exit}, timeout=POLL)

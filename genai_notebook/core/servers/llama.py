@@ -10,10 +10,10 @@ import msgspec
 
 from genai_notebook.core.processes.ports import LOOPBACK, free_port, require_free
 from genai_notebook.core.schema import LlamaServerConfig, ModelInfo, ServerInfo
-from genai_notebook.core.servers.manager import Parts, ServerManager, insufficient
+from genai_notebook.core.servers.manager import Parts, ServerManager, insufficient, refuse_flags
 from genai_notebook.core.servers.session import EngineSession, stop_quietly
-from genai_notebook.core.validation import from_keywords
-from genai_notebook.errors import InsufficientResourcesError, InvalidRequestError, ServerError
+from genai_notebook.core.validation import from_call
+from genai_notebook.errors import InsufficientResourcesError, ServerError
 
 HEALTH = "/health"
 #: Flags whose values are the manager's business: a second one would open another door.
@@ -98,7 +98,8 @@ class LlamaServerManager(ServerManager[ServerInfo]):
             "api_key": api_key,
             **options,
         }
-        checked = _check(config, keywords)
+        checked = from_call(LlamaServerConfig, config, keywords)
+        refuse_flags(checked.extra_args, _OURS)
         return await self._run_start(lambda generation: self._start(checked, None))
 
     async def restart(self) -> ServerInfo:
@@ -263,21 +264,3 @@ async def _served_context(session: EngineSession) -> int | None:
         return int(props["default_generation_settings"]["n_ctx"])
     except (KeyError, TypeError, ValueError):
         return None
-
-
-def _check(config: Any, keywords: dict[str, Any]) -> LlamaServerConfig:
-    if config is not None:
-        # Defaults of the signature were not given: the configuration object speaks.
-        defaults = {field.name: field.default for field in msgspec.structs.fields(LlamaServerConfig)}
-        keywords = {name: value for name, value in keywords.items() if name not in defaults or value != defaults[name]}
-    checked = from_keywords(LlamaServerConfig, config, keywords)
-    for flag in checked.extra_args:
-        if flag.split("=", 1)[0] in _OURS:
-            raise InvalidRequestError(
-                f"extra_args: {flag} is set by the manager.",
-                {"field": "extra_args", "flag": flag},
-                hint="Use the keywords of start() for the model, port, host and key.",
-            )
-    if isinstance(checked.api_key, str) and (not checked.api_key.isascii() or not checked.api_key.strip()):
-        raise InvalidRequestError("api_key: must be ASCII text without spaces around it.", {"field": "api_key"})
-    return checked

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import math
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Collection, Coroutine, Iterable
 from typing import Any, Generic, TypeVar
 
 import msgspec
@@ -290,6 +290,21 @@ def insufficient(
         f"{model.name} does not fit: it needs {needs} of {what}, and {has} is there.",
         {"required": needs, "available": has, "suggestion": way_out},
     )
+
+
+def refuse_flags(flags: Iterable[str], ours: Collection[str]) -> None:
+    """Keep `extra_args` from opening another door.
+
+    Raises:
+        InvalidRequestError: one of `flags` is in `ours`.
+    """
+    for flag in flags:
+        if flag.split("=", 1)[0] in ours:
+            raise InvalidRequestError(
+                f"extra_args: {flag} is set by the manager.",
+                {"field": "extra_args", "flag": flag},
+                hint="Use the keywords of start() for the model, the port, the host and the key.",
+            )
 
 
 def _line_count(lines: Any) -> int | None:

@@ -263,8 +263,8 @@ def _set_access(params: Any, options: dict[str, Any]) -> None:
         params.hostnames = [host]
     else:
         params.hostname = host
-    keys = [key.strip() for key in options.get("API_KEY", "").split(",")]
-    keys.append(os.environ.pop("LLAMA_API_KEY", ""))
+    given = (options.get("API_KEY", ""), os.environ.pop("LLAMA_API_KEY", ""))
+    keys = [key.strip() for text in given for key in text.split(",")]
     if file := options.get("API_KEY_FILE"):
         try:
             with open(file, encoding="utf-8") as lines:

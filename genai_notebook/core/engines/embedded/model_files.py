@@ -58,6 +58,8 @@ def check_whole(path: str) -> None:
                 return
         except _UnknownError:
             return
+        except CutShortError as error:
+            raise CutShortError(f"{path} is cut short: {error}") from None
     if needed > size:
         raise CutShortError(f"{path} is cut short: it has {size} bytes and must have {needed}")
 

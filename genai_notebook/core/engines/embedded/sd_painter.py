@@ -155,6 +155,16 @@ class Painter:
         return "\n".join(lines)
 
 
+def wait_politely() -> None:
+    """Have OpenMP's threads sleep soon when they wait for each other. To be called before the engine is imported.
+
+    By default they spin, and then a picture takes two to five times as long as soon as anything else wants a core: an
+    LLM, a browser, a second notebook. On an idle machine it makes no difference.
+    """
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+
+
 def log_to_stdout(verbose: bool) -> None:
     """Have the engine's log printed as sd-server prints it. Its progress bars it prints itself, in the same place."""
     import cyllama.sd as engine

@@ -107,7 +107,7 @@ def _serve(options: dict[str, Any]) -> NoReturn:
 
     from genai_notebook.core.engines.embedded.sd_http import JobServer
     from genai_notebook.core.engines.embedded.sd_jobs import JobBoard
-    from genai_notebook.core.engines.embedded.sd_painter import Painter, log_to_stdout, say
+    from genai_notebook.core.engines.embedded.sd_painter import Painter, log_to_stdout, say, wait_politely
 
     host, port = options.get("IP", "127.0.0.1"), options.get("PORT", 1234)
     try:
@@ -116,6 +116,7 @@ def _serve(options: dict[str, Any]) -> NoReturn:
     except OSError as error:
         _fail(f"couldn't bind {host}:{port}: {error.strerror or error}")
     _check_whole(options)
+    wait_politely()
     log_to_stdout(bool(options.get("VERBOSE")))
     settings = {key: value for key, value in options.items() if not key.isupper()}
     if settings.get("n_threads", -1) < 1:
