@@ -1,0 +1,113 @@
+"""The machine and its engine programs, as the server sees them."""
+
+from __future__ import annotations
+
+import builtins
+from typing import Any, Literal
+
+import msgspec
+
+from genai_notebook.client.transport import Connection
+from genai_notebook.core.schema import (
+    EngineCandidate,
+    LlamaServerConfig,
+    MemoryEstimate,
+    MemoryInfo,
+    ModelInfo,
+    RunCheck,
+    SystemCapabilities,
+)
+
+Kind = Literal["llama", "diffusion"]
+
+
+class RemoteSystemInfo:
+    """What the server's machine can hold, which is this one's, but inside the server's limits."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._forget = False
+
+    async def detect(self, force: bool = False) -> SystemCapabilities:
+        """As the local one's."""
+        force, self._forget = force or self._forget, False
+        query = {"force": "true"} if force else None
+        reply = await self._connection.request("GET", "system", query=query)
+        return msgspec.json.decode(reply.body, type=SystemCapabilities)
+
+    def get_memory_info(self) -> MemoryInfo:
+        """Live figures, so each call asks the server."""
+        reply = self._connection.request_now("GET", "system/memory")
+        return msgspec.json.decode(reply.body, type=MemoryInfo)
+
+    async def can_run_model(self, model: ModelInfo | str, check_total_memory: bool = False) -> RunCheck:
+        """As the local one's."""
+        body = {"model": model, "checkTotalMemory": check_total_memory}
+        reply = await self._connection.request("POST", "system/check", body=body)
+        return msgspec.json.decode(reply.body, type=RunCheck)
+
+    async def get_optimal_config(self, model: ModelInfo | str) -> dict[str, Any]:
+        """As the local one's."""
+        reply = await self._connection.request("POST", "system/config", body={"model": model})
+        names = {field.encode_name: field.name for field in msgspec.structs.fields(LlamaServerConfig)}
+        return {names.get(name, name): value for name, value in reply.json().items()}
+
+    async def estimate_memory(
+        self,
+        model: ModelInfo | str,
+        *,
+        context_size: int = 4096,
+        parallel_requests: int = 1,
+        gpu_layers: int | None = None,
+        kv_unified: bool = False,
+        cache_type_k: str = "f16",
+        cache_type_v: str = "f16",
+        batch_size: int = 512,
+        flash_attention: bool = True,
+    ) -> MemoryEstimate:
+        """As the local one's."""
+        body = {
+            "model": model,
+            "contextSize": context_size,
+            "parallelRequests": parallel_requests,
+            "gpuLayers": gpu_layers,
+            "kvUnified": kv_unified,
+            "cacheTypeK": cache_type_k,
+            "cacheTypeV": cache_type_v,
+            "batchSize": batch_size,
+            "flashAttention": flash_attention,
+        }
+        reply = await self._connection.request("POST", "system/estimate", body=body)
+        return msgspec.json.decode(reply.body, type=MemoryEstimate)
+
+    def clear_cache(self) -> None:
+        """The next `detect` looks anew."""
+        self._forget = True
+
+
+class RemoteBinaryManager:
+    """The server's engine programs."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    async def list(self) -> list[EngineCandidate]:
+        reply = await self._connection.request("GET", "engines", timeout=120.0)
+        return msgspec.convert(reply.json()["engines"], builtins.list[EngineCandidate])
+
+    async def use(self, kind: Kind, name: str | None = None) -> EngineCandidate:
+        return await self._act("use", kind, name)
+
+    async def test(self, kind: Kind, name: str | None = None) -> EngineCandidate:
+        return await self._act("test", kind, name)
+
+    async def install(self, kind: Kind, name: str | None = None) -> EngineCandidate:
+        return await self._act("install", kind, name)
+
+    async def remove(self, kind: Kind, name: str | None = None) -> EngineCandidate:
+        return await self._act("remove", kind, name)
+
+    async def _act(self, action: str, kind: str, name: str | None) -> EngineCandidate:
+        body = {"kind": kind} if name is None else {"kind": kind, "name": name}
+        reply = await self._connection.request("POST", f"engines/{action}", body=body, timeout=None)
+        return msgspec.json.decode(reply.body, type=EngineCandidate)
