@@ -144,7 +144,12 @@ def test_an_architecture_that_is_no_name_is_none(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("kind", "value"),
-    [(6, struct.pack("<f", float("nan"))), (5, struct.pack("<i", -1)), (10, struct.pack("<Q", 2**64 - 1)), (8, text("9"))],
+    [
+        (6, struct.pack("<f", float("nan"))),
+        (5, struct.pack("<i", -1)),
+        (10, struct.pack("<Q", 2**64 - 1)),
+        (8, text("9")),
+    ],
 )
 def test_numbers_that_make_no_sense_are_absent(kind: int, value: bytes) -> None:
     found = parse_prefix(header(LLAMA[0], key("llama.block_count", kind, value), key("llama.x", kind, value)))

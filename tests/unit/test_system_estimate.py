@@ -131,7 +131,9 @@ def test_cache_types(kind: str, size: float) -> None:
 
 
 def test_without_flash_attention_the_buffer_grows() -> None:
-    fast, slow = (estimate(model(GIB, LLAMA_2_7B), Load(context_size=32_768, flash_attention=on)) for on in (True, False))
+    fast, slow = (
+        estimate(model(GIB, LLAMA_2_7B), Load(context_size=32_768, flash_attention=on)) for on in (True, False)
+    )
     assert slow.compute >= 4 * 512 * 32 * 32_768 > fast.compute
 
 

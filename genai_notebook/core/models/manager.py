@@ -19,7 +19,7 @@ from genai_notebook.core.downloads.hashing import hash_file, parse_checksum
 from genai_notebook.core.downloads.jobs import Job, Jobs
 from genai_notebook.core.downloads.work import Work
 from genai_notebook.core.models.files import NotAModelError, inspect_model, supports_reasoning
-from genai_notebook.core.models.sources import check_config, deliver, file_name_of, source_of
+from genai_notebook.core.models.sources import check_config, check_name, deliver, file_name_of, source_of
 from genai_notebook.core.models.store import ModelStore
 from genai_notebook.core.schema import (
     DownloadConfig,
@@ -264,6 +264,7 @@ class ModelManager:
             InvalidRequestError: there is no such file, or it is no model; `details["field"]` is 'path'.
         """
         kind = _check_type(type)
+        check_name(name)
         if not isinstance(path, (str, Path)) or not str(path) or "\0" in str(path):
             raise InvalidRequestError("path: must be the path of a file.", {"field": "path"})
         return await asyncio.to_thread(self._register, Path(path), name, kind)
@@ -283,6 +284,14 @@ class ModelManager:
             reason = error.strerror if isinstance(error, OSError) else error
             raise InvalidRequestError(f"path: {path} cannot be read: {reason}.", {"field": "path"}) from None
 
+        def same(model: ModelInfo) -> bool:
+            return Path(model.path).resolve() == path
+
+        if self.settings.models.resolve() in path.parents and self.store.find(same) is None:
+            raise InvalidRequestError(
+                f"path: {path} lies inside of our own folder for models.", {"field": "path"}, hint="Move it elsewhere."
+            )
+
         def make(id: str, folder: Path) -> ModelInfo:
             return ModelInfo(
                 id=id,
@@ -296,7 +305,7 @@ class ModelManager:
                 gguf_metadata=metadata,
             )
 
-        return self.store.add_or_find(name or path.stem, make, lambda model: Path(model.path) == path)
+        return self.store.add_or_find(name or path.stem, make, same)
 
     async def create_model(self, *, name: str, file: str, type: str, write: Callable[[Path], object]) -> ModelInfo:
         """Make a model by writing its file ourselves; one of that name made before is returned instead.

@@ -55,6 +55,7 @@ def check_config(config: DownloadConfig) -> DownloadConfig:
     Raises:
         InvalidRequestError: an option is missing, wrong, or belongs to another source; `details["field"]` names it.
     """
+    check_name(config.name)
     if config.components:
         raise NotYetError("Downloading a model that is split into components")
     if config.source == "local":
@@ -80,6 +81,16 @@ def check_config(config: DownloadConfig) -> DownloadConfig:
             raise InvalidRequestError(f"file: {config.file[:200]!r} is not a file's name.", {"field": "file"})
     parse_checksum(config.checksum)
     return config
+
+
+def check_name(name: str | None) -> None:
+    """Raises:
+    InvalidRequestError: a model cannot be called that: too long, or with control characters in it.
+    """
+    if name is not None and (not isinstance(name, str) or len(name) > 300 or not name.isprintable()):
+        raise InvalidRequestError(
+            "name: must be printable text of 300 characters at most.", {"field": "name"}, hint="Choose a plain name."
+        )
 
 
 def source_of(config: DownloadConfig) -> ModelSource:
@@ -226,8 +237,15 @@ def _describe(url: str, token: str | None, origin: str, revision: str | None) ->
             hint="Unset HF_HUB_OFFLINE.",
         ) from error
     except HfHubHTTPError as error:
+        status = getattr(error.response, "status_code", None)
+        if status in (401, 403):
+            raise DownloadError(
+                f"Hugging Face refuses access to {origin} ({status}): it is private, or your token is not valid.",
+                {"reason": "refused"},
+                hint=f"Check the name and the token. {login}.",
+            ) from error
         raise DownloadError(
-            f"Hugging Face answers for {origin}: {error}", {"reason": "status"}, hint="Try again later."
+            f"Hugging Face answers {status or 'strangely'} for {origin}.", {"reason": "status"}, hint="Try again later."
         ) from error
     except Exception as error:  # the hub's HTTP library differs by version; whatever it raises means: no answer
         raise DownloadError(

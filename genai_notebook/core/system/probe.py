@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
 import platform
 import sys
 from pathlib import Path
@@ -92,8 +91,8 @@ def _limited(gpu: GPUInfo, limit: int) -> GPUInfo:
 def _usable_cores() -> int:
     """Logical CPUs this process may use: by affinity, and by the container's quota."""
     try:
-        cores = len(os.sched_getaffinity(0))
-    except (AttributeError, OSError):
+        cores = len(psutil.Process().cpu_affinity())
+    except (AttributeError, OSError, psutil.Error):  # macOS has none
         cores = psutil.cpu_count() or 1
     quota = cgroups.cpu_quota()
     if quota is not None:

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 Convert = Callable[[str], Any]
 
@@ -18,8 +17,7 @@ class FlagError(Exception):
     """The command line is wrong; the text says how."""
 
 
-@dataclass(frozen=True)
-class Flag:
+class Flag(NamedTuple):
     """One option.
 
     Attributes:

@@ -183,15 +183,12 @@ def _defaults(params: Any) -> None:
     params.n_parallel = -1
     threads = _physical_cores()
     params.cpuparams.n_threads = threads
-    for name, value in (
-        ("ui", False),
-        ("webui", False),
-        ("cors_origins", ""),
-        ("cors_origins_explicit", True),
-        ("cors_credentials", False),
-    ):
-        if hasattr(params, name):
-            setattr(params, name, value)
+    if not hasattr(params, "cors_origins"):
+        raise FlagError("xllamacpp 2026.7.10068 or newer is needed: older ones let every web page in")
+    params.cors_origins = ""
+    params.cors_origins_explicit = True
+    params.cors_credentials = False
+    params.ui = False
 
 
 def _physical_cores() -> int:

@@ -1,0 +1,18 @@
+"""Fail if a process is left that works below a folder: what a test run started must be gone when it ends."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from tests.processes import assert_none_left
+
+if __name__ == "__main__":
+    try:
+        # The word itself stands in our own arguments: this process is never counted.
+        assert_none_left(Path(sys.argv[1]))
+    except AssertionError as error:
+        sys.exit(str(error))
+    print("no process was left behind")
