@@ -25,6 +25,8 @@ ImageSampler = Literal["euler_a", "euler", "heun", "dpm2", "dpm++2s_a", "dpm++2m
 
 Port = Annotated[int, Meta(ge=1, le=65535)]
 Threads = Annotated[int, Meta(ge=1, le=1024)]
+# stable-diffusion.cpp rounds other sizes up to a multiple of 64: nobody would get what was asked.
+ImageSide = Annotated[int, Meta(ge=64, le=4096, multiple_of=64)]
 # It travels in a header: printable ASCII without spaces.
 ApiKey = Annotated[str, Meta(pattern=r"^[!-~]+\Z", max_length=1024)]
 # A prompt travels in JSON and argv-free; 1 MiB is far past any text encoder's window.
@@ -261,8 +263,8 @@ class ImageGenerationConfig(Struct, kw_only=True, rename="camel", frozen=True, f
 
     prompt: Prompt
     negative_prompt: Prompt | None = None
-    width: Annotated[int, Meta(ge=64, le=4096, multiple_of=8)] = 512
-    height: Annotated[int, Meta(ge=64, le=4096, multiple_of=8)] = 512
+    width: ImageSide = 512
+    height: ImageSide = 512
     steps: Annotated[int, Meta(ge=1, le=1000)] = 20
     cfg_scale: Annotated[float, Meta(ge=0, le=100)] = 7.5
     seed: Annotated[int, Meta(ge=-(2**31), le=2**31 - 1)] | None = None

@@ -36,8 +36,8 @@ Turbo, Lightning, LCM and SDXS models want --cfg 1 and 1 to 8 steps.
 @functools.lru_cache(maxsize=1)
 def parser() -> Parser:
     parser = Parser(prog="%%genai_image", description=_DESCRIPTION)
-    parser.add_argument("--width", type=int, metavar="N", help="pixels, a multiple of 8 (default: 512)")
-    parser.add_argument("--height", type=int, metavar="N", help="pixels, a multiple of 8 (default: 512)")
+    parser.add_argument("--width", type=int, metavar="N", help="pixels, a multiple of 64 (default: 512)")
+    parser.add_argument("--height", type=int, metavar="N", help="pixels, a multiple of 64 (default: 512)")
     parser.add_argument("--steps", type=int, metavar="N", help="denoising steps (default: 20)")
     parser.add_argument("--cfg", type=float, metavar="X", dest="cfg_scale", help="guidance (default: 7.5)")
     parser.add_argument("--seed", type=int, metavar="N", help="the same seed gives the same picture (default: random)")

@@ -85,7 +85,7 @@ def test_steps_are_not_read_from_a_byte_rate() -> None:
 def test_finished_runs_calibrate_the_next() -> None:
     clock = Clock()
     calibration = Calibration()
-    config = ImageGenerationConfig(prompt="p", steps=4, width=1000, height=1000)
+    config = ImageGenerationConfig(prompt="p", steps=4, width=1024, height=1024)
     progress = ProgressTracker(config, calibration, loaded=False, clock=clock)
     progress.feed(REAL[0])
     clock.now = 10.0
@@ -96,8 +96,8 @@ def test_finished_runs_calibrate_the_next() -> None:
     clock.now = 33.0
     progress.feed(REAL[9])
     assert calibration.load == pytest.approx(10_000)
-    assert calibration.step_per_megapixel == pytest.approx(5_000)
-    assert calibration.decode_per_megapixel == pytest.approx(3_000)
+    assert calibration.step_per_megapixel == pytest.approx(20_000 / 4 / 1.048576)
+    assert calibration.decode_per_megapixel == pytest.approx(3_000 / 1.048576)
 
 
 def test_a_batch_counts_its_images() -> None:
@@ -112,6 +112,13 @@ def test_a_batch_counts_its_images() -> None:
     assert (second.stage, second.current_image) == ("diffusion", 2)
     assert second.percentage is not None
     assert second.percentage >= 49
+
+
+def test_bars_of_other_releases() -> None:
+    clock = Clock()
+    progress = tracker(clock)
+    assert progress.feed("  |########                  | 269/543 - 1.28GB/s")
+    assert (progress.current().stage, progress.current().current_step) == ("loading", 269)
 
 
 @given(st.lists(st.one_of(st.sampled_from(REAL), st.text(max_size=60)), max_size=60))

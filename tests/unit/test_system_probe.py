@@ -72,9 +72,11 @@ def test_what_our_engines_hold_counts_against_the_limit(tmp_path: Path) -> None:
         engine="x",
         started_at="now",
     )
-    (settings.run / "llama.json").write_bytes(msgspec.json.encode(record))
-    (settings.run / "recycled.json").write_bytes(msgspec.json.encode(msgspec.structs.replace(record, pid_created=1.0)))
-    (settings.run / "broken.json").write_text("{")
+    (settings.run / "engine-llama-1.json").write_bytes(msgspec.json.encode(record))
+    (settings.run / "engine-recycled-2.json").write_bytes(
+        msgspec.json.encode(msgspec.structs.replace(record, pid_created=1.0))
+    )
+    (settings.run / "engine-broken-3.json").write_text("{")
     used = MachineProbe(settings).memory().used
     assert 0.5 * me.memory_info().rss < used < 1.5 * me.memory_info().rss
 

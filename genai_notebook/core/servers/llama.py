@@ -241,8 +241,9 @@ def arguments(resolved: Resolved, model: ModelInfo) -> list[str]:
         flags += ["--cache-type-k", config.cache_type_k]
     if config.cache_type_v != "f16":
         flags += ["--cache-type-v", config.cache_type_v]
-    # The numbers are ours; the engine's own fitting would load everything twice.
-    flags += ["--fit", "off"]
+    # The numbers are ours: the engine's own fitting would load everything twice, and its prompt cache would take up to
+    # 8 GiB of RAM that no estimate counts.
+    flags += ["--fit", "off", "--cache-ram", "0"]
     if model.supports_reasoning:
         flags += ["--jinja", "--reasoning-format", "deepseek"]
     return flags + config.extra_args

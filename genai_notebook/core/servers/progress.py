@@ -14,7 +14,7 @@ from msgspec import Struct
 
 from genai_notebook.core.schema import ImageGenerationConfig, ImageGenerationProgress, ImageStage
 
-_BAR = re.compile(r"\|[=> ]*\|\s*(\d+)/(\d+)\s+-\s+([\d.]+)\s*(\S+)")
+_BAR = re.compile(r"\|[^|]*\|\s*(\d+)/(\d+)\s+-\s+([\d.]+)\s*(\S+)")
 _LOADING = re.compile(r"loading (?:tensors|model) from")
 _DIFFUSION = re.compile(r"generating image: \d+/\d+|(?:get_learned_condition|loading tensors) completed|sampling using")
 _DECODING = re.compile(r"sampling completed|decoding \d+ latents?")

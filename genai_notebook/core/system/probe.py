@@ -131,7 +131,7 @@ def _sysctl(name: str) -> str:
 def _engines_hold(run: Path) -> int:
     """Bytes that the engines of this home hold now, by their records on disk."""
     total = 0
-    for path in run.glob("*.json"):
+    for path in run.glob("engine-*.json"):
         try:
             record = msgspec.json.decode(path.read_bytes(), type=EngineRecord)
             process = psutil.Process(record.pid)

@@ -72,6 +72,9 @@ class JobHandler(BaseHTTPRequestHandler):
     timeout = 300
 
     def do_GET(self) -> None:
+        if "Transfer-Encoding" in self.headers or self.headers.get("Content-Length", "0") != "0":
+            # A body that nobody reads must not be taken for the next request.
+            self.close_connection = True
         if not self._welcome():
             return
         path = urlsplit(self.path).path
