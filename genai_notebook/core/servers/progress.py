@@ -91,6 +91,11 @@ class ProgressTracker:
         if self._stage == "decoding":
             self._enter("diffusion")
 
+    @property
+    def decoded(self) -> bool:
+        """Whether the current picture is finished, as far as the log tells."""
+        return self._stage == "decoding" and self._step == self._steps
+
     def current(self) -> ImageGenerationProgress:
         """Where the request stands now."""
         elapsed = (self._clock() - self._stage_began) * 1000
