@@ -203,7 +203,12 @@ def _knows_kernel(url: str, token: str | None, kernel_id: str) -> None:
 
 
 def _has_extension(url: str, token: str | None) -> None:
-    answer = _ask(url, token, "genai/")
+    try:
+        answer = _ask(url, token, "genai/")
+    except ServerError as error:
+        if error.code != "SERVER_ERROR":
+            raise
+        answer = None  # it answers, but with something else
     if not isinstance(answer, dict) or answer.get("name") != "genai-notebook":
         raise ServerError(
             f"The Jupyter server at {url} has no genai_notebook.",

@@ -1,7 +1,7 @@
 """What the server's event stream tells, kept at hand: so that reading a status costs nothing here either.
 
-Everything the server says carries a sequence number. What a reply to our own request has told is never overwritten by
-an event that is older than it, so that a kernel always reads its own writes.
+Everything the server says carries a sequence number. What is kept is trusted only while it is as new as the newest
+answer to a request of ours, and never overwritten by something older: a kernel always reads its own writes.
 """
 
 from __future__ import annotations
@@ -14,16 +14,19 @@ from typing import Any
 
 import msgspec
 
-from genai_notebook.client.transport import Connection, Reply, ServerEvent
+from genai_notebook.client.transport import Connection, Reply, ServerEvent, segment
 from genai_notebook.core.events import Events
 from genai_notebook.core.schema import DiffusionServerInfo, DownloadJob, ServerInfo
 from genai_notebook.errors import GenaiNotebookError, ServerError, error_from_wire
 
 log = logging.getLogger("genai_notebook")
 
-#: Seconds that opening waits for the first snapshot, and between attempts to reach a lost server.
+#: Seconds that opening waits for the first snapshot.
 FIRST_SNAPSHOT = 5.0
+#: Seconds between attempts to reach a lost server.
 RETRY_FIRST, RETRY_MOST = 0.25, 10.0
+#: Downloads that have ended and are still listed, as on the server.
+KEPT_JOBS = 20
 
 Listener = Callable[[str, dict[str, Any]], None]
 
@@ -54,6 +57,7 @@ class LiveState:
         self._news: dict[str, list[asyncio.Queue[dict[str, Any]]]] = {}
         #: Whether the stream is up: only then may a cached state be trusted.
         self.connected = False
+        self._position = 0
 
     async def open(self) -> None:
         """Start following, and wait for the first snapshot, a moment at most."""
@@ -87,11 +91,11 @@ class LiveState:
         known = self._known.get(server)
         if known is None or not self.connected or (complete and not known.complete):
             return None
-        return known.info
+        return known.info if max(known.sequence, self._position) >= self._connection.heard else None
 
     def learn(self, server: str, reply: Reply) -> Any:
         """Take over the state that a reply tells, unless events have told something newer. Returns the reply's."""
-        info = msgspec.json.decode(reply.body, type=_info_type(server))
+        info: ServerInfo = reply.as_a(_info_type(server))
         known = self._known.get(server)
         if info.status == "running":
             self._runs[server] = info
@@ -104,10 +108,14 @@ class LiveState:
 
     def jobs(self) -> list[DownloadJob] | None:
         """The downloads, or None where they have to be asked for."""
-        return list(self._jobs.values()) if self.connected else None
+        fresh = self.connected and self._position >= self._connection.heard
+        return list(self._jobs.values()) if fresh else None
 
     def learn_job(self, job: DownloadJob) -> None:
         self._jobs[job.id] = job
+        ended = [id for id, known in self._jobs.items() if known.status in ("complete", "error", "cancelled")]
+        for id in ended[:-KEPT_JOBS]:
+            self._jobs.pop(id, None)
 
     def spawn(self, work: Coroutine[Any, Any, Any]) -> None:
         """Run `work` on the loop, from any thread, without anybody waiting for it."""
@@ -152,6 +160,18 @@ class LiveState:
 
     async def _take(self, event: ServerEvent) -> None:
         data = event.data
+        await self._take_over(event)
+        self._position = event.sequence
+        for queue in self._news.get(data.get("id") or "", ()):
+            queue.put_nowait(data)
+        for listener in list(self._listeners):
+            try:
+                listener(event.name, data)
+            except Exception:
+                log.exception("listener %r failed", listener)
+
+    async def _take_over(self, event: ServerEvent) -> None:
+        data = event.data
         if event.name == "snapshot":
             await self._take_snapshot(event)
         elif event.name == "status":
@@ -167,13 +187,6 @@ class LiveState:
             self.events(data["server"]).emit(event.name, rest)
         elif event.name == "download":
             self.learn_job(msgspec.convert(data, DownloadJob))
-        for queue in self._news.get(data.get("id") or "", ()):
-            queue.put_nowait(data)
-        for listener in list(self._listeners):
-            try:
-                listener(event.name, data)
-            except Exception:
-                log.exception("listener %r failed", listener)
 
     async def _take_snapshot(self, event: ServerEvent) -> None:
         """Start anew from what the server says now; what changed while nobody listened is told to the listeners."""
@@ -181,6 +194,7 @@ class LiveState:
         previous, self._known = self._known, {}
         for server, wire in event.data["servers"].items():
             self._take_status(server, wire, event.sequence, previous.get(server))
+        self._position = event.sequence
         self.connected = True
         self._snapshot.set()
         for server, wire in event.data["servers"].items():
@@ -231,9 +245,7 @@ class LiveState:
 
 def path_of(server: str) -> str:
     """Where a server's routes are, below ``genai/``."""
-    from urllib.parse import quote
-
-    return server if server in ("llama", "diffusion") else f"llamas/{quote(server, safe='')}"
+    return server if server in ("llama", "diffusion") else f"llamas/{segment(server)}"
 
 
 def _info_type(server: str) -> type[Any]:

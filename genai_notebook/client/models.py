@@ -16,7 +16,13 @@ from genai_notebook.core.callbacks import Callback, deliver_here
 from genai_notebook.core.schema import DownloadConfig, DownloadJob, MetadataStrategy, ModelInfo
 from genai_notebook.core.system.estimate import context_length_of, layer_count_of
 from genai_notebook.core.validation import from_call, from_keywords
-from genai_notebook.errors import GenaiNotebookError, InvalidRequestError, NotYetError, error_from_wire
+from genai_notebook.errors import (
+    GenaiNotebookError,
+    InvalidRequestError,
+    ModelNotFoundError,
+    NotYetError,
+    error_from_wire,
+)
 
 #: Seconds between looks at a download: while its events arrive, and while the event stream is down.
 LOOK_CONNECTED, LOOK_ALONE = 2.0, 0.1
@@ -35,7 +41,7 @@ class RemoteModelManager:
     async def list_models(self, type: str | None = None) -> list[ModelInfo]:
         """As the local manager's."""
         reply = await self._connection.request("GET", "models", query={"type": type} if type is not None else None)
-        return msgspec.convert(reply.json()["models"], list[ModelInfo])
+        return reply.part("models", list[ModelInfo])
 
     async def download_model(
         self,
@@ -83,7 +89,7 @@ class RemoteModelManager:
     def start_download(self, config: Any, on_progress: Callback | None = None) -> DownloadJob:
         """Let the server fetch a model, without waiting for it."""
         checked = from_keywords(DownloadConfig, config)
-        job = msgspec.json.decode(self._connection.request_now("POST", "models", body=checked).body, type=DownloadJob)
+        job = self._connection.request_now("POST", "models", body=checked).as_a(DownloadJob)
         self._live.learn_job(job)
         if on_progress is not None:
             self._live.spawn(self._follow(job.id, deliver_here(on_progress)))
@@ -92,7 +98,7 @@ class RemoteModelManager:
     def job_state(self, job_id: str) -> DownloadJob:
         """As the local manager's."""
         reply = self._connection.request_now("GET", f"downloads/{segment(job_id)}")
-        return msgspec.convert(reply.json()["job"], DownloadJob)
+        return reply.part("job", DownloadJob)
 
     async def wait_download(self, job_id: str) -> ModelInfo:
         """Wait for a download that was started before; errors as `download_model`."""
@@ -104,7 +110,7 @@ class RemoteModelManager:
             raise InvalidRequestError("path: must be the path of a file.", {"field": "path"})
         body = {"path": str(Path(path).expanduser().absolute()), "name": name, "type": type}
         reply = await self._connection.request("POST", "models/register", body=body)
-        return _model(reply.body)
+        return reply.as_a(ModelInfo)
 
     async def delete_model(self, id: str) -> None:
         """As the local manager's."""
@@ -112,12 +118,12 @@ class RemoteModelManager:
 
     async def get_model_info(self, id: str) -> ModelInfo:
         """As the local manager's."""
-        return _model((await self._connection.request("GET", _path(id))).body)
+        return (await self._connection.request("GET", _path(id))).as_a(ModelInfo)
 
     async def verify_model(self, id: str) -> bool:
         """As the local manager's."""
         reply = await self._connection.request("POST", f"{_path(id)}/verify", timeout=None)
-        return bool(reply.json()["valid"])
+        return reply.part("valid", bool)
 
     async def cancel_download(self, job_id: str | None = None) -> None:
         """As the local manager's."""
@@ -129,13 +135,13 @@ class RemoteModelManager:
         jobs = self._live.jobs()
         if jobs is None:
             reply = self._connection.request_now("GET", "downloads")
-            jobs = msgspec.convert(reply.json()["downloads"], list[DownloadJob])
+            jobs = reply.part("downloads", list[DownloadJob])
         return jobs
 
     async def update_model_metadata(self, id: str, source: MetadataStrategy = "local-remote") -> ModelInfo:
         """As the local manager's."""
         reply = await self._connection.request("POST", f"{_path(id)}/metadata", body={"source": source}, timeout=None)
-        return _model(reply.body)
+        return reply.as_a(ModelInfo)
 
     async def create_model(self, *, name: str, file: str, type: str, write: Callable[..., object]) -> ModelInfo:
         """The check model, made on the server; functions that write anything else do not travel.
@@ -147,7 +153,7 @@ class RemoteModelManager:
 
         if name != CHECK_MODEL_NAME:
             raise NotYetError("Making models through a notebook server", hint="Use register_model(path=…).")
-        return _model((await self._connection.request("POST", "models/check-model", timeout=None)).body)
+        return (await self._connection.request("POST", "models/check-model", timeout=None)).as_a(ModelInfo)
 
     async def get_model_layer_count(self, id: str) -> int:
         """As the local manager's."""
@@ -165,7 +171,7 @@ class RemoteModelManager:
 
     async def _submit(self, config: DownloadConfig) -> DownloadJob:
         reply = await self._connection.request("POST", "models", body=config)
-        job = msgspec.json.decode(reply.body, type=DownloadJob)
+        job = reply.as_a(DownloadJob)
         self._live.learn_job(job)
         return job
 
@@ -179,12 +185,12 @@ class RemoteModelManager:
         path = f"downloads/{segment(job_id)}"
         with self._live.news_of(job_id) as news:
             while True:
-                told = (await self._connection.request("GET", path)).json()
-                job = msgspec.convert(told["job"], DownloadJob)
+                reply = await self._connection.request("GET", path)
+                job, told = reply.part("job", DownloadJob), reply.as_a(dict[str, Any])
                 if report and (job.downloaded or job.total):
                     report(job.downloaded, job.total)
                 if "model" in told:
-                    return msgspec.convert(told["model"], ModelInfo)
+                    return reply.part("model", ModelInfo)
                 if "failure" in told:
                     raise error_from_wire(told["failure"])
                 await self._next_news(news, report)
@@ -204,8 +210,6 @@ class RemoteModelManager:
 
 
 def _path(id: str) -> str:
+    if not id:
+        raise ModelNotFoundError(id)
     return f"models/{segment(id)}"
-
-
-def _model(body: bytes) -> ModelInfo:
-    return msgspec.json.decode(body, type=ModelInfo)

@@ -70,18 +70,18 @@ class RemoteServerManager(Generic[Info]):
     async def is_healthy(self) -> bool:
         """Ask the engine, through the server, whether it is well."""
         reply = await self._connection.request("GET", f"{self._path}/health")
-        return bool(reply.json()["healthy"])
+        return reply.part("healthy", bool)
 
     async def get_logs(self, lines: int | None = 100) -> list[str]:
         """As the local manager's."""
         reply = await self._connection.request("GET", f"{self._path}/logs", query={"lines": _line_count(lines)})
-        return cast("list[str]", reply.json()["lines"])
+        return reply.part("lines", list[str])
 
     async def get_structured_logs(self, lines: int | None = 100) -> list[dict[str, Any]]:
         """As the local manager's."""
         query = {"lines": _line_count(lines), "structured": "true"}
         reply = await self._connection.request("GET", f"{self._path}/logs", query=query)
-        return cast("list[dict[str, Any]]", reply.json()["entries"])
+        return reply.part("entries", list[dict[str, Any]])
 
     async def clear_logs(self) -> None:
         await self._connection.request("DELETE", f"{self._path}/logs")
@@ -219,7 +219,7 @@ class RemoteDiffusionServerManager(RemoteServerManager[DiffusionServerInfo]):
         """As the local manager's; None: all of them."""
         if id is None:
             reply = await self._connection.request("DELETE", "v1/images/generations")
-            return bool(reply.json()["cancelled"])
+            return reply.part("cancelled", bool)
         try:
             await self._connection.request("DELETE", f"v1/images/generations/{segment(id)}")
         except ServerError as error:
@@ -237,12 +237,12 @@ class RemoteDiffusionServerManager(RemoteServerManager[DiffusionServerInfo]):
             if error.code == "NOT_FOUND":
                 return None
             raise
-        return msgspec.json.decode(reply.body, type=GenerationState)
+        return reply.as_a(GenerationState)
 
     async def _submit(self, config: ImageGenerationConfig, queue: bool) -> str:
         query = {"queue": "true"} if queue else None
         reply = await self._connection.request("POST", "v1/images/generations", body=config, query=query)
-        return str(reply.json()["id"])
+        return reply.part("id", str)
 
     async def _abandon(self, submitting: asyncio.Task[str]) -> None:
         """End a generation whose caller has been cancelled, though its id may still be on the way."""
@@ -255,7 +255,7 @@ class RemoteDiffusionServerManager(RemoteServerManager[DiffusionServerInfo]):
         with self._live.news_of(id) as news:
             while True:
                 reply = await self._connection.request("GET", path, query={"full": "true"})
-                state = msgspec.json.decode(reply.body, type=GenerationState)
+                state = reply.as_a(GenerationState)
                 progress.tell(state.progress)
                 if state.status in ("complete", "error"):
                     return state
@@ -295,11 +295,11 @@ class RemoteResourceOrchestrator:
 
     async def would_need_offload(self) -> bool:
         reply = await self._connection.request("GET", "orchestrator")
-        return bool(reply.json()["wouldNeedOffload"])
+        return reply.part("wouldNeedOffload", bool)
 
     def get_saved_state(self) -> SavedLLMState | None:
-        saved = self._connection.request_now("GET", "orchestrator").json().get("savedState")
-        return None if saved is None else msgspec.convert(saved, SavedLLMState)
+        reply = self._connection.request_now("GET", "orchestrator")
+        return reply.part("savedState", SavedLLMState) if "savedState" in reply.as_a(dict[str, Any]) else None
 
     def clear_saved_state(self) -> None:
         self._connection.request_now("DELETE", "orchestrator/saved-state")

@@ -33,24 +33,24 @@ class RemoteSystemInfo:
         force, self._forget = force or self._forget, False
         query = {"force": "true"} if force else None
         reply = await self._connection.request("GET", "system", query=query)
-        return msgspec.json.decode(reply.body, type=SystemCapabilities)
+        return reply.as_a(SystemCapabilities)
 
     def get_memory_info(self) -> MemoryInfo:
         """Live figures, so each call asks the server."""
         reply = self._connection.request_now("GET", "system/memory")
-        return msgspec.json.decode(reply.body, type=MemoryInfo)
+        return reply.as_a(MemoryInfo)
 
     async def can_run_model(self, model: ModelInfo | str, check_total_memory: bool = False) -> RunCheck:
         """As the local one's."""
         body = {"model": model, "checkTotalMemory": check_total_memory}
         reply = await self._connection.request("POST", "system/check", body=body)
-        return msgspec.json.decode(reply.body, type=RunCheck)
+        return reply.as_a(RunCheck)
 
     async def get_optimal_config(self, model: ModelInfo | str) -> dict[str, Any]:
         """As the local one's."""
         reply = await self._connection.request("POST", "system/config", body={"model": model})
         names = {field.encode_name: field.name for field in msgspec.structs.fields(LlamaServerConfig)}
-        return {names.get(name, name): value for name, value in reply.json().items()}
+        return {names.get(name, name): value for name, value in reply.as_a(dict[str, Any]).items()}
 
     async def estimate_memory(
         self,
@@ -78,7 +78,7 @@ class RemoteSystemInfo:
             "flashAttention": flash_attention,
         }
         reply = await self._connection.request("POST", "system/estimate", body=body)
-        return msgspec.json.decode(reply.body, type=MemoryEstimate)
+        return reply.as_a(MemoryEstimate)
 
     def clear_cache(self) -> None:
         """The next `detect` looks anew."""
@@ -93,7 +93,7 @@ class RemoteBinaryManager:
 
     async def list(self) -> list[EngineCandidate]:
         reply = await self._connection.request("GET", "engines", timeout=120.0)
-        return msgspec.convert(reply.json()["engines"], builtins.list[EngineCandidate])
+        return reply.part("engines", builtins.list[EngineCandidate])
 
     async def use(self, kind: Kind, name: str | None = None) -> EngineCandidate:
         return await self._act("use", kind, name)
@@ -110,4 +110,4 @@ class RemoteBinaryManager:
     async def _act(self, action: str, kind: str, name: str | None) -> EngineCandidate:
         body = {"kind": kind} if name is None else {"kind": kind, "name": name}
         reply = await self._connection.request("POST", f"engines/{action}", body=body, timeout=None)
-        return msgspec.json.decode(reply.body, type=EngineCandidate)
+        return reply.as_a(EngineCandidate)

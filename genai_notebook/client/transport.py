@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import AsyncIterator, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from urllib.parse import quote, unquote, urlsplit
 
 import msgspec
@@ -16,6 +16,8 @@ from genai_notebook.errors import GenaiNotebookError, InvalidRequestError, Serve
 
 if TYPE_CHECKING:
     import httpx
+
+T = TypeVar("T")
 
 #: Seconds for requests that only read, and for every connection.
 TIMEOUT = 30.0
@@ -34,7 +36,26 @@ class Reply(NamedTuple):
     sequence: int
 
     def json(self) -> Any:
-        return msgspec.json.decode(self.body)
+        """The decoded body; errors as `as_a`."""
+        return self.as_a(object)
+
+    def as_a(self, cls: type[T]) -> T:
+        """The body as a `cls`.
+
+        Raises:
+            ServerError: it is something else.
+        """
+        try:
+            return msgspec.json.decode(self.body, type=cls)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise _strange(error) from None
+
+    def part(self, name: str, cls: type[T]) -> T:
+        """One member of the body, an object, as a `cls`; errors as `as_a`."""
+        try:
+            return msgspec.convert(self.as_a(dict[str, Any])[name], cls)
+        except (msgspec.ValidationError, KeyError) as error:
+            raise _strange(error) from None
 
 
 class ServerEvent(NamedTuple):
@@ -63,6 +84,8 @@ class Connection:
         self._verify = parts.scheme == "https" and not is_loopback(parts.hostname or "")
         self._headers = {"Authorization": f"token {token}"} if token else {}
         self._client: httpx.AsyncClient | None = None
+        #: The highest sequence number in any answer: how much of the server's history this process has seen happen.
+        self.heard = 0
 
     async def request(
         self,
@@ -105,16 +128,12 @@ class Connection:
         return self._reply(self._send_now(method, f"genai/{path}", SYNC_TIMEOUT, params=query, **_json(body)))
 
     def get_now(self, path: str, timeout: float) -> Any:
-        """What a GET below the Jupyter server's base URL answers, decoded; None where that is no JSON. Blocking.
+        """What a GET below the Jupyter server's base URL answers, decoded. Blocking.
 
         Raises:
             GenaiNotebookError: as `request`.
         """
-        reply = self._reply(self._send_now("GET", path, timeout))
-        try:
-            return reply.json()
-        except msgspec.DecodeError:
-            return None
+        return self._reply(self._send_now("GET", path, timeout)).json()
 
     async def events(self) -> AsyncIterator[ServerEvent]:
         """The event stream, until it ends.
@@ -164,12 +183,14 @@ class Connection:
             raise self._unreachable(error) from error
 
     def _reply(self, response: httpx.Response) -> Reply:
+        number = response.headers.get("X-Genai-Sequence", "")
+        sequence = int(number) if number.isdigit() else 0
+        self.heard = max(self.heard, sequence)
         if response.status_code >= 400:
             raise reported_error(response.status_code, response.content)
         if response.status_code >= 300:  # a login page: the token was not accepted
             raise reported_error(403, b"")
-        sequence = response.headers.get("X-Genai-Sequence", "0")
-        return Reply(response.status_code, response.content, int(sequence) if sequence.isdigit() else 0)
+        return Reply(response.status_code, response.content, sequence)
 
     def _unreachable(self, error: Exception) -> ServerError:
         return ServerError(
@@ -213,9 +234,18 @@ def reported_error(status: int, body: bytes) -> GenaiNotebookError:
     )
 
 
+def _strange(error: Exception) -> ServerError:
+    return ServerError(
+        f"The Jupyter server gave an answer that makes no sense here: {error}",
+        code="BACKEND_ERROR",
+        hint="Are genai-notebook's versions the same in the kernel and in the server?",
+    )
+
+
 def segment(text: str) -> str:
     """An id or a name as one segment of a path, whatever characters it has."""
-    return quote(text, safe="")
+    # Dots alone would be taken for steps through folders, by HTTP clients and by whatever lies in between.
+    return quote(text, safe="") if text.strip(".") else text.replace(".", "%2E")
 
 
 # Our own words for Jupyter's refusal; the kernel has better advice.

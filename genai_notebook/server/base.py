@@ -108,14 +108,17 @@ class GenaiHandler(APIHandler):
     def reply(self, value: Any, status: int = 200) -> None:
         """Answer with JSON."""
         self.set_status(status)
-        # How far the event stream had come when this was said: clients use it to tell older news from newer.
-        self.set_header("X-Genai-Sequence", str(self.house.events.sequence))
+        self._say_sequence()
         self.finish(encode(value))
 
     def reply_nothing(self) -> None:
         self.set_status(204)
-        self.set_header("X-Genai-Sequence", str(self.house.events.sequence))
+        self._say_sequence()
         self.finish()
+
+    def _say_sequence(self) -> None:
+        """How far the event stream had come when this was said: clients use it to tell older news from newer."""
+        self.set_header("X-Genai-Sequence", str(self.house.events.sequence))
 
     async def while_connected(self, work: Awaitable[T]) -> T:
         """Await `work`, and cancel it when the client goes away."""
@@ -141,6 +144,8 @@ class GenaiHandler(APIHandler):
         status, body = error_reply(exc_info[1] if exc_info else None, status_code)
         self.set_status(status)
         self.set_header("Cache-Control", "no-store")
+        if getattr(self, "_jupyter_current_user", None):  # not for strangers
+            self._say_sequence()
         self.finish(body)
 
     def log_exception(self, typ: Any, value: BaseException | None, tb: Any) -> None:

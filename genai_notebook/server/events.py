@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -68,7 +69,8 @@ class EventHub:
     """Numbers the Runtime's events and hands them to every stream. Lives on the Runtime's event loop."""
 
     def __init__(self, runtime: Runtime) -> None:
-        self.sequence = 0
+        # Higher than all numbers of the server that was at this address before: clients may have outlived it.
+        self.sequence = time.time_ns() // 1_000_000
         self._runtime = runtime
         self._streams: set[EventStream] = set()
         self._unsubscribe: Callable[[], None] = runtime.subscribe(self._publish)

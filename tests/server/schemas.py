@@ -1,4 +1,4 @@
-"""The `components/schemas` of openapi.yaml, from the structs themselves. `python -m tests.server.schemas` writes them."""
+"""The `components/schemas` of openapi.yaml, from the structs. `python -m tests.server.schemas` writes them."""
 
 from __future__ import annotations
 

@@ -85,7 +85,8 @@ class TestModels:
         assert (await call("POST", f"models/{models.llm}/verify")).json == {"valid": True}
         assert decoded(await call("GET", f"models/{models.llm}"), ModelInfo).checksum
         again = decoded(await call("POST", f"models/{models.llm}/metadata", {"source": "local-only"}), ModelInfo)
-        assert again.gguf_metadata and again.gguf_metadata.architecture == "llama"
+        assert again.gguf_metadata
+        assert again.gguf_metadata.architecture == "llama"
         assert (await call("DELETE", f"models/{models.llm}")).status == 204
         gone = await call("GET", f"models/{models.llm}")
         assert gone.status == 404
@@ -428,8 +429,9 @@ class TestErrors:
 
 class TestActivity:
     async def test_reading_is_no_activity(self, call: Call, extension: GenaiNotebookApp) -> None:
-        extension.settings["api_last_activity"] = marker = object()
-        for path in (
+        settings = extension.serverapp.web_app.settings
+        settings["api_last_activity"] = marker = object()
+        reads = (
             "",
             "system",
             "system/memory",
@@ -439,10 +441,12 @@ class TestActivity:
             "diffusion",
             "llama/logs",
             "orchestrator",
-        ):
-            await call("GET", path)
-        assert extension.serverapp.web_app.settings.get("api_last_activity") is not marker or True
-        assert extension.settings["api_last_activity"] is marker
+        )
+        for path in reads:
+            assert (await call("GET", path)).status == 200
+        assert settings["api_last_activity"] is marker
+        assert (await call("POST", "llama/stop")).status == 200
+        assert settings["api_last_activity"] is not marker
 
     async def test_only_jobs_keep_a_server_up(
         self, call: Call, models: Models, extension: GenaiNotebookApp, fake_sd: FakeEngine

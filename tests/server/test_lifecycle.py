@@ -24,12 +24,13 @@ from tests.fakes.gguf_files import tiny_diffusion, tiny_llm
 from tests.jupyter import JupyterServer, jupyter_environment
 from tests.processes import alive, assert_none_left
 from tests.server.conftest import Call, Models
+from tests.server.helpers import until
 
 ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / "jupyter-config" / "genai_notebook.json"
 
 
-# ---- the stop hook ------------------------------------------------------------------------------------------------------
+# ---- the stop hook ----------------------------------------------------------------------------------------------
 
 
 async def test_cleanup_ends_every_engine(
@@ -39,8 +40,7 @@ async def test_cleanup_ends_every_engine(
     await call("POST", "diffusion/start", {"modelId": models.image, "port": "auto"})
     fake_sd.set(hang_job=True)
     await call("POST", "v1/images/generations", {"prompt": "x", "width": 64, "height": 64})
-    while not fake_sd.journal("job"):
-        await asyncio.sleep(0.02)
+    await until(lambda: fake_sd.journal("job"), "the job")
     await jp_serverapp.cleanup_extensions()
     assert not alive(fake_llama.pid)
     assert not alive(fake_sd.pid)
@@ -87,7 +87,7 @@ async def test_a_runtime_that_cannot_open_is_told_and_does_not_block(
     assert (await call("GET", "")).status == 200
 
 
-# ---- a real notebook server -----------------------------------------------------------------------------------------------
+# ---- a real notebook server -------------------------------------------------------------------------------------
 
 
 def test_the_extension_is_listed_as_ok(tmp_path: Path) -> None:

@@ -9,7 +9,10 @@ from typing import Any
 import httpx
 import pytest
 
+from genai_notebook.core.schema import SavedLLMState
 from genai_notebook.errors import InvalidRequestError
+from genai_notebook.server import proxy
+from genai_notebook.server.extension import GenaiNotebookApp
 from genai_notebook.server.proxy import request_headers, response_headers, upstream_path
 from tests.fakes import FakeEngine
 from tests.server.conftest import Call, Models
@@ -59,6 +62,28 @@ async def test_a_request_waits_for_an_llm_that_is_starting(call: Call, models: M
     answer = await call("POST", "llama/v1/chat/completions", CHAT)
     assert answer.status == 200
     await starting
+
+
+async def test_a_request_waits_for_an_llm_that_stepped_aside(
+    call: Call, models: Models, extension: GenaiNotebookApp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await start(call, models)
+    await call("POST", "llama/stop")
+    saved = SavedLLMState(config={}, was_running=True, saved_at=1)
+    monkeypatch.setattr(extension.runtime.orchestrator, "_saved", saved)
+    asking = asyncio.ensure_future(call("POST", "llama/v1/chat/completions", CHAT))
+    await asyncio.sleep(0.3)
+    assert not asking.done()
+    assert (await call("POST", "llama/restart")).status == 200
+    assert (await asking).status == 200
+    await call("POST", "llama/stop")
+    monkeypatch.setattr(proxy, "RELOAD_WAIT", 0.2)
+    late = await call("GET", "llama/v1/models")
+    assert (late.status, late.error["code"]) == (503, "SERVER_NOT_RUNNING")
+    assert int(late.headers["Retry-After"]) > 0
+    failed = SavedLLMState(config={}, was_running=True, saved_at=1, error="it does not come back")
+    monkeypatch.setattr(extension.runtime.orchestrator, "_saved", failed)
+    assert "Retry-After" not in (await call("GET", "llama/v1/models")).headers
 
 
 async def test_words_pass_as_they_come(
@@ -116,13 +141,17 @@ async def test_an_engine_that_dies_in_the_middle_is_no_whole_answer(
     await start(call, models)
     fake_llama.set(reply="word " * 500, token_seconds=0.05)
     url = http_server_client.get_url(f"{jp_base_url}genai/llama/v1/chat/completions")
-    with pytest.raises(httpx.RemoteProtocolError):
+
+    async def read_on() -> None:
         async with (
             httpx.AsyncClient(trust_env=False, headers=jp_auth_header, timeout=30) as client,
             client.stream("POST", url, json={**CHAT, "stream": True}) as response,
         ):
             async for _ in response.aiter_raw():
                 fake_llama.set(die={"signal": "SIGKILL"})
+
+    with pytest.raises(httpx.RemoteProtocolError):
+        await read_on()
 
 
 @pytest.mark.parametrize(

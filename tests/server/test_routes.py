@@ -128,7 +128,7 @@ def test_handlers_carry_no_method_of_their_own_unguarded() -> None:
         assert route.handler.auth_resource == "genai"
 
 
-# ---- openapi.yaml -----------------------------------------------------------------------------------------------------
+# ---- openapi.yaml -----------------------------------------------------------------------------------------------
 
 
 def document() -> dict[str, Any]:
