@@ -2,6 +2,15 @@
 # For the other scripts: `prepare FOLDER EXTRAS` makes a virtual environment with this package in it.
 # Needs Python 3.10 or later and a package index. When nothing has changed since the last time, it takes no time.
 
+# The environment's folder: the one that is asked for, seen from FOLDER, or the default, in the repository.
+venv_folder() { # FOLDER DEFAULT
+    case ${GENAI_NOTEBOOK_VENV:-} in
+        "") echo "$2" ;;
+        /*) echo "$GENAI_NOTEBOOK_VENV" ;;
+        *) echo "$1/$GENAI_NOTEBOOK_VENV" ;;
+    esac
+}
+
 find_python() {
     for candidate in ${GENAI_NOTEBOOK_PYTHON:+"$GENAI_NOTEBOOK_PYTHON"} python3.13 python3.12 python3.11 python3.10 python3 python; do
         if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null; then

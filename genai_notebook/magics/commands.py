@@ -10,7 +10,7 @@ from IPython.core.error import UsageError
 
 from genai_notebook.magics import model_commands, server_commands, views
 from genai_notebook.magics.arguments import HelpShown, Parser, add_into, split, suggest
-from genai_notebook.magics.shell import Shell
+from genai_notebook.magics.shell import Interrupted, Shell
 
 _DESCRIPTION = """\
 A local language model and an image generator.
@@ -58,7 +58,12 @@ def run_line(shell: Shell, line: str) -> None:
         arguments = parser().parse_args(words)
     except HelpShown:
         return
-    result = arguments.run(shell, arguments)
+    try:
+        result = arguments.run(shell, arguments)
+    except Interrupted:
+        raise
+    except KeyboardInterrupt:
+        raise Interrupted("Interrupted.") from None
     shell.store(getattr(arguments, "into", None), result)
 
 

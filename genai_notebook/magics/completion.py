@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from IPython.core.completer import SimpleCompletion, context_matcher
 
-from genai_notebook.magics import chat_cell, commands, image_cell, model_commands
-from genai_notebook.magics.arguments import Parser
+if TYPE_CHECKING:
+    from genai_notebook.magics.arguments import Parser
 
+_OURS = ("%genai", "genai", "%%genai_chat", "%%genai_image")
 #: How long a completion may wait for the list of models, in seconds.
 _WAIT = 1.5
 
@@ -31,14 +32,14 @@ def matcher(context: Any) -> dict[str, Any]:
 def candidates(before: str, token: str) -> list[str]:
     """What may stand after the words in `before`; `token` is the word that has been begun."""
     words = before.split()
-    if not words:
+    if not words or words[0] not in _OURS:
         return []
+    from genai_notebook.magics import chat_cell, commands, image_cell, model_commands
+
     if words[0] == "%%genai_chat":
         return _of_parser(chat_cell.parser(), words[1:], token)
     if words[0] == "%%genai_image":
         return _of_parser(image_cell.parser(), words[1:], token)
-    if words[0] not in ("%genai", "genai"):
-        return []
     subcommands = commands.parser().subcommands()
     if len(words) == 1:
         return list(subcommands)

@@ -15,7 +15,7 @@ from IPython.core.error import UsageError
 from genai_notebook.errors import FileSystemError, GenaiNotebookError, ServerError
 from genai_notebook.magics import views
 from genai_notebook.magics.arguments import HelpShown, Parser, add_into, given, split
-from genai_notebook.magics.live import Live
+from genai_notebook.magics.live import Live, ticking
 from genai_notebook.magics.shell import Shell
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ def generate(config: ImageGenerationConfig, progress: ImageProgress) -> ImageGen
         return await diffusion_server.generate_image(config, on_progress=progress, on_start=progress.start)
 
     try:
-        return run(work())  # type: ignore[no-any-return]
+        return run(ticking(work, progress.draw))  # type: ignore[no-any-return]
     except KeyboardInterrupt:
         # The cancelled wait has asked for this already; here it is made sure of, whoever owns the engine.
         if progress.id is not None:
@@ -133,15 +133,24 @@ class ImageProgress:
         self._title = title
         self._live = live
         self._began = time.monotonic()
+        self._last: tuple[int, int, str, float | None] | None = None
         self.id: str | None = None
 
     def start(self, id: str) -> None:
         self.id = id
 
     def __call__(self, step: int, steps: int, stage: str, percentage: float | None) -> None:
-        parts = [progress_words(step, steps, stage)]
+        self._last = (step, steps, stage, percentage)
+        self.draw()
+
+    def draw(self) -> None:
+        """Show the last that was reported, and the time that has gone by."""
         gone = time.monotonic() - self._began
-        parts.append(views.duration(gone))  # moves even where the engine reports nothing for a while
+        if self._last is None:
+            self._live.update(views.progress(self._title, None, f"waiting · {views.duration(gone)}"))
+            return
+        step, steps, stage, percentage = self._last
+        parts = [progress_words(step, steps, stage), views.duration(gone)]
         if percentage and percentage > 5 and gone > 1:
             parts.append(f"about {views.duration(gone * (100 - percentage) / percentage)} left")
         fraction = None if percentage is None else percentage / 100

@@ -10,9 +10,12 @@ import shutil
 import sys
 import threading
 import time
-from typing import Any, Protocol
+from collections.abc import Awaitable, Callable
+from typing import Any, Protocol, TypeVar
 
 from genai_notebook.magics.views import Bundle
+
+T = TypeVar("T")
 
 #: The shortest time between two updates, in seconds: more would only flood the connection to the browser.
 INTERVAL = 0.1
@@ -24,6 +27,22 @@ def show(bundle: Bundle, metadata: dict[str, Any] | None = None, *, display_id: 
 
     publish: Any = display.display
     return publish(bundle, raw=True, metadata=metadata or {}, **({"display_id": True} if display_id else {}))
+
+
+async def ticking(work: Callable[[], Awaitable[T]], tick: Callable[[], None], every: float = 0.5) -> T:
+    """Await `work()` and call `tick()` twice a second meanwhile, so that a clock goes on where nothing is reported."""
+    import asyncio  # here, because loading the extension must stay light
+
+    task = asyncio.ensure_future(work())
+    try:
+        while not (await asyncio.wait([task], timeout=every))[0]:
+            tick()
+        return await task
+    finally:
+        if not task.done():
+            task.cancel()
+            # Its tidying (ending the engine, cancelling the generation) belongs to the wait.
+            await asyncio.wait([task])
 
 
 class Live(Protocol):

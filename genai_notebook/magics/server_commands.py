@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from IPython.core.error import UsageError
 
-from genai_notebook.errors import InvalidRequestError, ModelNotFoundError, PortInUseError
+from genai_notebook.errors import InvalidRequestError, ModelNotFoundError, PortInUseError, ServerError
 from genai_notebook.magics import views
 from genai_notebook.magics.arguments import add_into, given, port_number
-from genai_notebook.magics.live import Live
+from genai_notebook.magics.live import Live, ticking
 from genai_notebook.magics.model_commands import KINDS, a_kind
 from genai_notebook.magics.shell import Shell
 
@@ -104,7 +103,7 @@ def start_server(shell: Shell, arguments: argparse.Namespace) -> ServerInfo:
     title = f"Starting {model.id}"
     began = time.monotonic()
     with shell.working(title) as live:
-        info, remark = run(_with_clock(lambda: _start(manager, model.id, options), title, live))
+        info, remark = run(ticking(lambda: _start(manager, model.id, options), _clock(title, live)))
         took = views.duration(time.monotonic() - began)
         detail = " · ".join(part for part in (_where(info), remark) if part)
         text = f"{model.id} is running, loaded in {took}."
@@ -123,6 +122,11 @@ async def _start(manager: Any, model_id: str, options: dict[str, Any]) -> tuple[
             raise
         info = await manager.start(model_id=model_id, **options, port="auto")
         return info, f"not the usual port: {error.message}"
+    except ServerError as error:
+        running = (error.details or {}).get("model_id")
+        if error.code == "ALREADY_RUNNING" and running and running != model_id:
+            error.hint = f"{running} holds that place. Stop it first: %genai stop"
+        raise
 
 
 async def choose_model(id: str | None, type: str | None) -> ModelInfo:
@@ -160,7 +164,7 @@ async def _unknown_model(id: str) -> ModelNotFoundError:
     from genai_notebook.current import model_manager
 
     ids = [model.id for model in await model_manager.list_models()]
-    close = difflib.get_close_matches(id, ids, 3, 0.4)
+    close = [known for known in ids if id.lower() in known][:3] or difflib.get_close_matches(id, ids, 3)
     return ModelNotFoundError(id, hint=f"Did you mean {' or '.join(close)}?" if close else None)
 
 
@@ -176,19 +180,10 @@ def _start_options(arguments: argparse.Namespace, server: str) -> dict[str, Any]
     return options
 
 
-async def _with_clock(work: Callable[[], Awaitable[Any]], title: str, live: Live) -> Any:
-    """Await `work()` and show how long it has been going on."""
+def _clock(title: str, live: Live) -> Callable[[], None]:
+    """Shows, at every call, how long it has been going on."""
     began = time.monotonic()
-    task = asyncio.ensure_future(work())
-    try:
-        while not (await asyncio.wait([task], timeout=0.5))[0]:
-            live.update(views.progress(title, None, views.duration(time.monotonic() - began)))
-        return await task
-    finally:
-        if not task.done():
-            task.cancel()
-            # The start's own tidying (ending the engine) belongs to the wait.
-            await asyncio.wait([task])
+    return lambda: live.update(views.progress(title, None, views.duration(time.monotonic() - began)))
 
 
 def _where(info: Any) -> str:
@@ -229,7 +224,7 @@ def _each(shell: Shell, server: str, method: str, doing: str, done: str) -> None
         what = f"{'the ' * (name == 'llm')}{NAMES[name]}" + (f" ({model})" if model else "")
         title = f"{doing} {what}"
         with shell.working(title) as live:
-            run(_with_clock(getattr(manager, method), title, live))
+            run(ticking(getattr(manager, method), _clock(title, live)))
             live.finish(views.note(f"{what[:1].upper()}{what[1:]} is {done}."))
 
 

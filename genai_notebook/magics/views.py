@@ -11,8 +11,6 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any
 
-from genai_notebook.core.utilities import format_bytes
-
 Bundle = dict[str, Any]
 
 _ESCAPES = re.compile(
@@ -119,6 +117,9 @@ def duration(seconds: float) -> str:
 
 def size(bytes_: int | None) -> str:
     """A size for people, or '' for None."""
+    # Here, because loading the extension must stay light, and that module brings asyncio and ssl with it.
+    from genai_notebook.core.utilities import format_bytes
+
     return "" if bytes_ is None else format_bytes(bytes_)
 
 

@@ -61,7 +61,7 @@ class Panel:
                 widgets.HTML(views.caption(current().reason)["text/html"]),
             ],
             layout=widgets.Layout(
-                border="1px solid var(--jp-border-color2,#ccc)", padding="8px 12px", max_width="60em"
+                border="1px solid var(--jp-border-color2,#ccc)", padding="8px 12px", max_width="66em"
             ),
         )
         run(self._open())

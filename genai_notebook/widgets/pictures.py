@@ -41,7 +41,7 @@ class PictureForm:
         self.seed = widgets.Text(description="Seed", placeholder="random", layout=widgets.Layout(width="14em"))
         self.make = widgets.Button(description="Make image", button_style="primary")
         self.cancel = widgets.Button(description="Cancel image", disabled=True)
-        self.bar = widgets.FloatProgress(min=0, max=100, layout=widgets.Layout(width="14em", visibility="hidden"))
+        self.bar = widgets.FloatProgress(min=0, max=100, layout=widgets.Layout(width="14em", display="none"))
         self.words = widgets.Label()
         worker.on_click(self.make, self._make)
         worker.on_click(self.cancel, self._cancel)
@@ -128,7 +128,7 @@ class PictureForm:
     def _set_busy(self, busy: bool) -> None:
         self.make.disabled = busy
         self.cancel.disabled = not busy
-        self.bar.layout.visibility = "visible" if busy else "hidden"
+        self.bar.layout.display = None if busy else "none"
 
     def _say(self, percentage: float, words: str) -> None:
         self.bar.value = percentage

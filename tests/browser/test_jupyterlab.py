@@ -78,9 +78,9 @@ def test_the_panel_can_be_worked(jupyterlab: Lab, page, tmp_path):
     panel.get_by_label("Prompt").fill("")
     panel.get_by_role("button", name="Make image").click()
     expect(panel.get_by_role("alert")).to_contain_text("Write a prompt first.")
+    page.screenshot(path=tmp_path / "panel-error.png")
     panel.get_by_role("button", name="Stop image generation").click()
     expect(panel).to_contain_text("Image generation: stopped", timeout=LIMIT)
-    page.screenshot(path=tmp_path / "panel-error.png")
     assert notebook.complaints == []
 
 
