@@ -13,7 +13,7 @@ from genai_notebook.core.models.check_model import CHECK_MODEL_NAME, check_model
 from genai_notebook.errors import FileSystemError
 from tests.models import check_diffusion_model
 
-KINDS = {"matrix": "Q4_0", "conv": "F16", "ones": "F32", "zeros": "F32"}
+KINDS = {"matrix": "Q4_0", "conv": "F16", "loud conv": "F16", "ones": "F32", "halves": "F32", "zeros": "F32"}
 
 
 def test_the_file_holds_what_the_engine_looks_for() -> None:

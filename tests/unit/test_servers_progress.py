@@ -114,6 +114,22 @@ def test_a_batch_counts_its_images() -> None:
     assert second.percentage >= 49
 
 
+def test_a_single_long_step_moves() -> None:
+    clock = Clock()
+    progress = tracker(clock, loaded=True, steps=1, width=1024, height=1024)
+    seen = []
+    for _ in range(8):
+        clock.now += 0.2
+        seen.append(progress.current().percentage)
+    assert seen == sorted(seen)
+    assert len(set(seen)) > 3
+    progress.feed("  |====| 1/1 - 2.00s/it")
+    after = progress.current().percentage
+    assert after is not None
+    assert seen[-1] is not None
+    assert after >= seen[-1]
+
+
 def test_bars_of_other_releases() -> None:
     clock = Clock()
     progress = tracker(clock)

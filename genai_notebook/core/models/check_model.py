@@ -27,10 +27,12 @@ _UNET = "model.diffusion_model."
 _VOCABULARY, _POSITIONS, _WIDTH, _LAYERS = 49_408, 77, 768, 12
 _TIME = 1280
 _LEVELS = (320, 640, 1280)
+#: Random layers damp what passes through them. The last one makes up for it, or the pictures would be all but black.
+_LOUDNESS = 12.0
 
 
 class Tensor(NamedTuple):
-    """One tensor to write. `kind`: 'matrix' (Q4_0), 'conv' (F16), 'zeros' or 'ones' (F32)."""
+    """One tensor to write. `kind`: 'matrix' (Q4_0), 'conv' or 'loud conv' (F16), 'zeros', 'halves' or 'ones' (F32)."""
 
     name: str
     kind: str
@@ -86,12 +88,13 @@ def _data(tensor: Tensor) -> Any:
 
     if tensor.kind == "zeros":
         return np.zeros(tensor.shape, np.float32)
-    if tensor.kind == "ones":
-        return np.ones(tensor.shape, np.float32)
+    if tensor.kind in ("halves", "ones"):
+        return np.full(tensor.shape, 0.5 if tensor.kind == "halves" else 1.0, np.float32)
     if tensor.kind == "matrix":
         rows, columns = tensor.shape
         return np.resize(_matrix_rows(columns), (rows, columns // 32 * 18))
-    return np.resize(_convolution_noise(math.prod(tensor.shape[1:])), tensor.shape)
+    noise = np.resize(_convolution_noise(math.prod(tensor.shape[1:])), tensor.shape)
+    return noise * np.float16(_LOUDNESS) if tensor.kind == "loud conv" else noise
 
 
 @functools.lru_cache(maxsize=16)
@@ -219,7 +222,8 @@ def _autoencoder() -> Iterator[Tensor]:
     yield from _tiny_blocks(decoder, 2, 3, 4, 7, 8, 9, 12, 13, 14, 17)
     for number in (6, 11, 16):
         yield from _conv(f"{decoder}{number}", 64, 64, bias=False)
-    yield from _conv(decoder + "18", 3, 64)
+    yield Tensor(decoder + "18.weight", "loud conv", (3, 64, 3, 3))
+    yield Tensor(decoder + "18.bias", "halves", (3,))
     yield from _conv(encoder + "0", 64, 3)
     yield from _tiny_blocks(encoder, 1, 3, 4, 5, 7, 8, 9, 11, 12, 13)
     for number in (2, 6, 10):

@@ -63,7 +63,7 @@ class ProgressTracker:
         self._image = 1
         self._stage: ImageStage = "diffusion" if loaded else "loading"
         self._step, self._steps = 0, config.steps if loaded else 1
-        self._stage_began = clock()
+        self._stage_began = self._step_began = clock()
         self._best = 0.0
 
     def feed(self, line: str) -> bool:
@@ -103,7 +103,9 @@ class ProgressTracker:
         if self._stage == "loading":
             done = self._load * max(self._share(elapsed, self._load), self._step / max(1, self._steps) * _CREEP)
         elif self._stage == "diffusion":
-            done = before + self._diffusion * self._step / max(1, self._steps)
+            step = self._diffusion / max(1, self._steps)
+            within = self._share((self._clock() - self._step_began) * 1000, step) if self._step < self._steps else 0.0
+            done = before + step * (self._step + within)
         else:
             done = before + self._diffusion + self._decode * self._share(elapsed, self._decode)
         self._best = max(self._best, min(99.0, 100.0 * done / self._total))
@@ -119,6 +121,7 @@ class ProgressTracker:
             if self._stage != "diffusion":
                 self._enter("diffusion")
             self._step, self._steps = step, steps
+            self._step_began = self._clock()
             return True
         if self._stage == "loading":
             self._step, self._steps = step, steps
@@ -130,7 +133,7 @@ class ProgressTracker:
             return False
         self._measure()
         self._stage = stage
-        self._stage_began = self._clock()
+        self._stage_began = self._step_began = self._clock()
         self._step, self._steps = 0, self._config.steps if stage == "diffusion" else 1
         return True
 
