@@ -31,5 +31,5 @@ def line(name: str, values: Sequence[float], unit: str = "ms") -> None:
 def verdict(what: str, value: float, limit: float, unit: str = "") -> bool:
     """One line that says whether a figure is inside its limit."""
     good = value <= limit
-    print(f"  {what:<46} {value:9.2f} {unit:<3} limit {limit:g} {'ok' if good else 'OVER'}")
+    print(f"  {what:<46} {value:9.2f} {unit:<3} limit {limit:.3g} {'ok' if good else 'OVER'}")
     return good

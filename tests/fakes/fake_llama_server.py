@@ -18,7 +18,8 @@ from engine import Engine, say
 OPTIONS = """
     -m --model --host --port -t --threads -tb --threads-batch --threads-http -c --ctx-size -n --n-predict --predict
     -ngl --n-gpu-layers --gpu-layers -np --parallel -fa --flash-attn -fit --fit --fit-target --fit-ctx
-    -ctk --cache-ram --cache-type-k -ctv --cache-type-v -b --batch-size -ub --ubatch-size -a --alias --api-key --api-key-file
+    -cram --cache-ram -ctk --cache-type-k -ctv --cache-type-v -b --batch-size -ub --ubatch-size -a --alias --api-key
+    --api-key-file
     --reasoning-format --reasoning-budget --chat-template --chat-template-file --pooling --timeout -to --log-file
     --log-colors -lv --verbosity --sleep-idle-seconds --seed -s --temp --top-k --top-p --min-p -mg --main-gpu -ts
     --tensor-split -sm --split-mode -dev --device --rpc --mmproj -mm --lora --grammar --cache-reuse --slot-save-path
