@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from msgspec import Meta, Struct
 
 from genai_notebook.core.validation import from_keywords
+from genai_notebook.core.waiting import within
 from genai_notebook.errors import GenaiNotebookError, InvalidRequestError, NotYetError, ServerError
 
 if TYPE_CHECKING:
@@ -141,7 +142,7 @@ async def ask(
     answer = ChatAnswer()
     work = _collect(prompt, options, answer, on_piece)
     try:
-        await asyncio.wait_for(work, options.timeout)
+        await within(options.timeout, work)
     except asyncio.TimeoutError:
         raise ServerError(
             f"The LLM did not finish its answer within {options.timeout:g} seconds.",

@@ -17,6 +17,7 @@ import msgspec
 from genai_notebook.client.transport import Connection, Reply, ServerEvent, segment
 from genai_notebook.core.events import Events
 from genai_notebook.core.schema import DiffusionServerInfo, DownloadJob, ServerInfo
+from genai_notebook.core.waiting import within
 from genai_notebook.errors import GenaiNotebookError, ServerError, error_from_wire
 
 log = logging.getLogger("genai_notebook")
@@ -65,7 +66,7 @@ class LiveState:
         if self._task is None:
             self._task = self._loop.create_task(self._follow())
         with contextlib.suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(self._snapshot.wait(), FIRST_SNAPSHOT)
+            await within(FIRST_SNAPSHOT, self._snapshot.wait())
 
     async def close(self) -> None:
         task, self._task = self._task, None

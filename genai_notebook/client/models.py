@@ -16,6 +16,7 @@ from genai_notebook.core.callbacks import Callback, deliver_here
 from genai_notebook.core.schema import DownloadConfig, DownloadJob, MetadataStrategy, ModelInfo
 from genai_notebook.core.system.estimate import context_length_of, layer_count_of
 from genai_notebook.core.validation import from_call, from_keywords
+from genai_notebook.core.waiting import within
 from genai_notebook.errors import (
     GenaiNotebookError,
     InvalidRequestError,
@@ -83,7 +84,7 @@ class RemoteModelManager:
             return await self._follow(job.id, report)
         except asyncio.CancelledError:
             with contextlib.suppress(asyncio.TimeoutError, GenaiNotebookError):
-                await asyncio.wait_for(asyncio.shield(self._abandon(submitting)), WIND_DOWN)
+                await within(WIND_DOWN, asyncio.shield(self._abandon(submitting)))
             raise
 
     def start_download(self, config: Any, on_progress: Callback | None = None) -> DownloadJob:
@@ -199,7 +200,7 @@ class RemoteModelManager:
         """Pass progress on until the download has ended, or nothing happens for a while."""
         while True:
             try:
-                event = await asyncio.wait_for(news.get(), LOOK_CONNECTED if self._live.connected else LOOK_ALONE)
+                event = await within(LOOK_CONNECTED if self._live.connected else LOOK_ALONE, news.get())
             except asyncio.TimeoutError:
                 return
             job = msgspec.convert(event, DownloadJob)

@@ -27,6 +27,7 @@ from genai_notebook.core.schema import (
     ServerStatus,
 )
 from genai_notebook.core.validation import from_call, from_keywords
+from genai_notebook.core.waiting import within
 from genai_notebook.errors import GenaiNotebookError, InvalidRequestError, ServerError, error_from_wire
 
 Info = TypeVar("Info", bound=ServerInfo)
@@ -104,7 +105,7 @@ class RemoteServerManager(Generic[Info]):
         except asyncio.CancelledError:
             # The server notices that its caller has gone, and undoes the start. After that the next start is free.
             with contextlib.suppress(asyncio.TimeoutError, GenaiNotebookError):
-                await asyncio.wait_for(asyncio.shield(self._until_settled()), WIND_DOWN)
+                await within(WIND_DOWN, asyncio.shield(self._until_settled()))
             raise
         return self._learn(reply)
 
@@ -211,7 +212,7 @@ class RemoteDiffusionServerManager(RemoteServerManager[DiffusionServerInfo]):
             state = await self._follow(id, report)
         except asyncio.CancelledError:
             with contextlib.suppress(asyncio.TimeoutError, GenaiNotebookError):
-                await asyncio.wait_for(asyncio.shield(self._abandon(submitting)), WIND_DOWN)
+                await within(WIND_DOWN, asyncio.shield(self._abandon(submitting)))
             raise
         return result_of(state)
 
@@ -266,7 +267,7 @@ class RemoteDiffusionServerManager(RemoteServerManager[DiffusionServerInfo]):
         while True:
             wait = LOOK_CONNECTED if self._live.connected else LOOK_ALONE
             try:
-                event = await asyncio.wait_for(news.get(), wait)
+                event = await within(wait, news.get())
             except asyncio.TimeoutError:
                 return
             if event.get("progress"):

@@ -18,6 +18,7 @@ from jupyter_server.auth.decorator import authorized
 from tornado import web
 from tornado.iostream import StreamClosedError
 
+from genai_notebook.core.waiting import within
 from genai_notebook.server.base import GenaiHandler
 from genai_notebook.server.replies import encode
 from genai_notebook.server.servers import public_infos
@@ -56,7 +57,7 @@ class EventStream:
     async def next(self, timeout: float) -> bytes:
         """What has gathered, or a comment after `timeout` seconds without news."""
         try:
-            await asyncio.wait_for(self._news.wait(), timeout)
+            await within(timeout, self._news.wait())
         except asyncio.TimeoutError:
             return b": still here\n\n"
         self._news.clear()

@@ -17,7 +17,7 @@ PACKAGE = Path(genai_notebook.__file__).parent
 LEVELS = [
     ["_version", "errors"],
     ["core.schema", "core.settings"],
-    ["core.utilities", "core.validation", "core.callbacks"],
+    ["core.utilities", "core.validation", "core.callbacks", "core.waiting"],
     ["core.events"],
     ["core.system", "core.processes", "core.downloads"],
     ["core.models", "core.engines"],

@@ -19,6 +19,7 @@ from msgspec import Struct
 from genai_notebook.core.processes.output import LineSplitter
 from genai_notebook.core.processes.registry import end_group, is_alive
 from genai_notebook.core.settings import private_folder
+from genai_notebook.core.waiting import within
 from genai_notebook.errors import BinaryError, ServerError
 
 GUARD = Path(__file__).with_name("guard.py")
@@ -148,7 +149,7 @@ class GuardedProcess:
     async def wait(self) -> Exit:
         result = await asyncio.shield(self._exit)
         with contextlib.suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(self._output_ended.wait(), OUTPUT_LAG)
+            await within(OUTPUT_LAG, self._output_ended.wait())
         return result
 
     def terminate(self) -> None:

@@ -19,6 +19,7 @@ from genai_notebook.core.processes.registry import EngineRegistry
 from genai_notebook.core.schema import EngineRecord
 from genai_notebook.core.settings import Settings
 from genai_notebook.core.utilities import now_iso
+from genai_notebook.core.waiting import within
 from genai_notebook.errors import PortInUseError, ServerError
 
 if TYPE_CHECKING:
@@ -198,7 +199,7 @@ class EngineSession:
 
     async def _answers(self, path: str, timeout: float = 2.0) -> bool:
         try:
-            return await asyncio.wait_for(_is_success(self.port, path), timeout)
+            return await within(timeout, _is_success(self.port, path))
         except (OSError, ValueError, asyncio.TimeoutError):
             return False
 
