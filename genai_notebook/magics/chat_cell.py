@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from IPython.core.error import UsageError
 
-from genai_notebook.magics import views
+from genai_notebook.display import views
+from genai_notebook.display.views import Bundle
 from genai_notebook.magics.arguments import HelpShown, Parser, add_into, given, split
 from genai_notebook.magics.shell import Interrupted, Shell
-from genai_notebook.magics.views import Bundle
 
 if TYPE_CHECKING:
     from genai_notebook._chat import ChatAnswer

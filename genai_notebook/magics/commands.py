@@ -8,7 +8,8 @@ from typing import Any
 
 from IPython.core.error import UsageError
 
-from genai_notebook.magics import model_commands, server_commands, views
+from genai_notebook.display import views
+from genai_notebook.magics import model_commands, server_commands
 from genai_notebook.magics.arguments import HelpShown, Parser, add_into, split, suggest
 from genai_notebook.magics.shell import Interrupted, Shell
 

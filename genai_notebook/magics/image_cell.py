@@ -12,16 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 from IPython.core.error import UsageError
 
+from genai_notebook.display import views
+from genai_notebook.display.live import Live, ticking
+from genai_notebook.display.words import output_of, progress_words
 from genai_notebook.errors import FileSystemError, GenaiNotebookError, ServerError
-from genai_notebook.magics import views
 from genai_notebook.magics.arguments import HelpShown, Parser, add_into, given, split
-from genai_notebook.magics.live import Live, ticking
 from genai_notebook.magics.shell import Shell
 
 if TYPE_CHECKING:
     from genai_notebook.core.schema import ImageBatchResult, ImageGenerationConfig, ImageGenerationResult, ModelInfo
-
-STAGES = {"loading": "loading the model", "diffusion": "painting", "decoding": "decoding"}
 
 _DESCRIPTION = """\
 Make a picture of what the cell describes (%genai start --images).
@@ -157,12 +156,6 @@ class ImageProgress:
         self._live.update(views.progress(self._title, fraction, " · ".join(parts)))
 
 
-def progress_words(step: int, steps: int, stage: str) -> str:
-    """What the engine does right now: 'painting · step 3 of 20'. `step` counts those that are done."""
-    words = STAGES.get(stage, stage)
-    return f"{words} · step {min(step + 1, steps)} of {steps}" if stage == "diffusion" and steps else words
-
-
 async def _running_model() -> ModelInfo:
     """The image model that runs.
 
@@ -183,28 +176,6 @@ async def _running_model() -> ModelInfo:
         hint = "%genai logs images shows what happened; %genai start --images starts it again."
     message = "Image generation has crashed." if info.status == "crashed" else "Image generation is not running."
     raise ServerError(message, {"status": info.status}, code="SERVER_NOT_RUNNING", hint=hint)
-
-
-def output_of(
-    config: ImageGenerationConfig, image: ImageGenerationResult, model: str | None
-) -> tuple[views.Bundle, dict[str, Any]]:
-    """The picture as an ordinary output: MIME bundle, and metadata with alternative text and how it was made."""
-    parameters = {
-        "prompt": config.prompt,
-        "negative_prompt": config.negative_prompt,
-        "seed": image.seed,
-        "width": image.width,
-        "height": image.height,
-        "steps": config.steps,
-        "cfg_scale": config.cfg_scale,
-        "sampler": config.sampler,
-        "model": model,
-        "time_taken": image.time_taken,
-    }
-    parameters = {name: value for name, value in parameters.items() if value is not None}
-    text = config.prompt if len(config.prompt) <= 200 else config.prompt[:199] + "…"
-    alt = f"Generated picture: {text} (seed {image.seed})"
-    return views.picture(image.image, alt=alt, width=image.width, height=image.height, parameters=parameters)
 
 
 def _target(text: str | None) -> Path | None:

@@ -8,21 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 from IPython.core.error import UsageError
 
-from genai_notebook.magics import views
+from genai_notebook.display import views
+from genai_notebook.display.live import Live
+from genai_notebook.display.words import KINDS, a_kind
 from genai_notebook.magics.arguments import add_into, given, suggest
-from genai_notebook.magics.live import Live
 from genai_notebook.magics.shell import Shell
 
 if TYPE_CHECKING:
     from genai_notebook.core.schema import DownloadConfig, ModelInfo
-
-KINDS = {"llm": "language model", "diffusion": "image model"}
-
-
-def a_kind(type: str) -> str:
-    """'a language model' or 'an image model'."""
-    return f"{'an' if type == 'diffusion' else 'a'} {KINDS.get(type, type)}"
-
 
 STARTERS = ("starter", "starter-image")
 

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from IPython.core.error import UsageError
 
+from genai_notebook.display import views
+from genai_notebook.display.live import Live, ticking
+from genai_notebook.display.words import KINDS, a_kind, describe, manager_of, where
 from genai_notebook.errors import InvalidRequestError, ModelNotFoundError, PortInUseError, ServerError
-from genai_notebook.magics import views
 from genai_notebook.magics.arguments import add_into, given, port_number
-from genai_notebook.magics.live import Live, ticking
-from genai_notebook.magics.model_commands import KINDS, a_kind
 from genai_notebook.magics.shell import Shell
 
 if TYPE_CHECKING:
@@ -79,13 +79,6 @@ def add(subparsers: Any) -> None:
     engines.set_defaults(run=list_engines)
 
 
-def manager_of(server: str) -> Any:
-    """The handle behind 'llm' or 'images'."""
-    from genai_notebook.current import diffusion_server, llama_server
-
-    return llama_server if server == "llm" else diffusion_server
-
-
 # ---- start ----------------------------------------------------------------------------------------------------------
 
 
@@ -98,14 +91,14 @@ def start_server(shell: Shell, arguments: argparse.Namespace) -> ServerInfo:
     manager = manager_of(server)
     info = manager.get_info()
     if info.status == "running" and info.model_id == model.id and not options:
-        shell.emit(views.note(f"{model.id} is running already.", detail=_where(info)))
+        shell.emit(views.note(f"{model.id} is running already.", detail=where(info)))
         return info  # type: ignore[no-any-return]
     title = f"Starting {model.id}"
     began = time.monotonic()
     with shell.working(title) as live:
         info, remark = run(ticking(lambda: _start(manager, model.id, options), _clock(title, live)))
         took = views.duration(time.monotonic() - began)
-        detail = " · ".join(part for part in (_where(info), remark) if part)
+        detail = " · ".join(part for part in (where(info), remark) if part)
         text = f"{model.id} is running, loaded in {took}."
         if server == "images":
             text = f"Image generation with {model.id} is running; the first picture loads the model."
@@ -186,15 +179,6 @@ def _clock(title: str, live: Live) -> Callable[[], None]:
     return lambda: live.update(views.progress(title, None, views.duration(time.monotonic() - began)))
 
 
-def _where(info: Any) -> str:
-    parts = [f"at {info.url}" if info.url else ""]
-    if info.context_size:
-        parts.append(f"context {info.context_size} tokens")
-    if info.engine:
-        parts.append(f"engine {info.engine}")
-    return " · ".join(part for part in parts if part)
-
-
 # ---- stop, restart --------------------------------------------------------------------------------------------------
 
 
@@ -247,17 +231,6 @@ def show_status(shell: Shell, arguments: argparse.Namespace) -> dict[str, Any]:
         rows.append(("Stepped aside", saved.error or "the language model comes back after the image"))
     shell.emit(views.facts("genai-notebook", rows))
     return {"owner": llm.owner, "reason": where.reason, "llm": llm, "images": images}
-
-
-def describe(info: Any) -> str:
-    """One line about a server: state, model, address, context, engine, pid."""
-    state = "running, busy" if getattr(info, "busy", False) else info.status
-    parts = [state]
-    if info.status == "crashed" and info.error:
-        parts.append(info.error)
-    if info.status in ("running", "starting"):
-        parts += [info.model_id or "", _where(info), f"pid {info.pid}" if info.pid else ""]
-    return " · ".join(part for part in parts if part)
 
 
 def show_logs(shell: Shell, arguments: argparse.Namespace) -> list[str]:

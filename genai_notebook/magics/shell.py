@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from genai_notebook.magics import views
-from genai_notebook.magics.live import Live, NotebookLive, TerminalLive, TerminalText, show
-from genai_notebook.magics.views import Bundle
+from genai_notebook.display import views
+from genai_notebook.display.live import Live, NotebookLive, TerminalLive, TerminalText, show
+from genai_notebook.display.views import Bundle
 
 
 class Interrupted(KeyboardInterrupt):

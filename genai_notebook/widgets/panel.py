@@ -13,9 +13,9 @@ from weakref import WeakSet
 import ipywidgets as widgets
 
 from genai_notebook.client.bridge import run
-from genai_notebook.magics import views
-from genai_notebook.magics.live import show
-from genai_notebook.magics.model_commands import KINDS
+from genai_notebook.display import views
+from genai_notebook.display.live import show
+from genai_notebook.display.words import KINDS
 from genai_notebook.widgets.pictures import PictureForm
 from genai_notebook.widgets.servers import ServerRow
 from genai_notebook.widgets.work import Worker

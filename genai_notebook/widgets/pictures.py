@@ -8,9 +8,9 @@ from typing import Any
 
 import ipywidgets as widgets
 
+from genai_notebook.display import views
+from genai_notebook.display.words import output_of, progress_words
 from genai_notebook.errors import InvalidRequestError, ServerError
-from genai_notebook.magics import views
-from genai_notebook.magics.image_cell import output_of, progress_words
 from genai_notebook.widgets.work import Throttle, Worker
 
 _SIZES = [(f"{side} × {side}", side) for side in (256, 512, 768, 1024)]

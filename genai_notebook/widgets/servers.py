@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import ipywidgets as widgets
 
+from genai_notebook.display import views
+from genai_notebook.display.words import KINDS, describe, manager_of
 from genai_notebook.errors import InvalidRequestError
-from genai_notebook.magics import views
-from genai_notebook.magics.model_commands import KINDS
-from genai_notebook.magics.server_commands import describe, manager_of
 from genai_notebook.widgets.work import Worker
 
 if TYPE_CHECKING:

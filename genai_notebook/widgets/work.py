@@ -15,8 +15,8 @@ from typing import Any
 
 import ipywidgets as widgets
 
+from genai_notebook.display import views
 from genai_notebook.errors import GenaiNotebookError
-from genai_notebook.magics import views
 
 log = logging.getLogger("genai_notebook")
 

