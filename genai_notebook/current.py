@@ -14,6 +14,7 @@ import atexit
 import functools
 import inspect
 import logging
+import os
 import threading
 from collections.abc import Callable
 from typing import Any, Literal, cast
@@ -63,6 +64,8 @@ def current() -> Current:
         ServerError: GENAI_NOTEBOOK_RUNTIME demands a notebook server that does not answer.
     """
     global _current
+    if _current is None and on_background_loop():
+        raise RuntimeError("The runtime is found by waiting for this loop; call a handle from elsewhere first.")
     with _lock:
         if _current is None:
             _current = _find()
@@ -99,6 +102,16 @@ async def _listen(manager: DiffusionServerManager, port: int, api_key: str | Non
     from genai_notebook.server.standalone import listen
 
     return await listen(manager, port, api_key)
+
+
+def _after_fork() -> None:
+    """A forked child is no owner: the engines, and the pipes to their guards, are its parent's."""
+    global _current, _lock
+    _current, _lock = None, threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 @atexit.register

@@ -13,7 +13,7 @@ import os
 import threading
 import time
 from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 T = TypeVar("T")
 
@@ -109,22 +109,29 @@ class _Waiter(Generic[T]):
     def __init__(self, awaitable: Awaitable[T]) -> None:
         self.awaitable = awaitable
         self.outcome: concurrent.futures.Future[T] = concurrent.futures.Future()
-        self.task: asyncio.Task[T] | None = None
+        self.task: asyncio.Task[T | None] | None = None
 
     def start(self) -> None:
         self.task = asyncio.ensure_future(self._await())
         self.task.add_done_callback(self._finish)
 
-    async def _await(self) -> T:
-        return await self.awaitable
+    async def _await(self) -> T | None:
+        try:
+            return await self.awaitable
+        except (SystemExit, KeyboardInterrupt) as error:
+            # asyncio would let these out of the loop and end its thread, and with it everything that runs there.
+            self.outcome.set_exception(error)
+            return None
 
-    def _finish(self, task: asyncio.Task[T]) -> None:
+    def _finish(self, task: asyncio.Task[T | None]) -> None:
+        if self.outcome.done():
+            return
         if task.cancelled():
             self.outcome.set_exception(asyncio.CancelledError())
         elif error := task.exception():
             self.outcome.set_exception(error)
         else:
-            self.outcome.set_result(task.result())
+            self.outcome.set_result(cast("T", task.result()))
 
     def cancel(self) -> None:
         if self.task is not None:

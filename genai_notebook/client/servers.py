@@ -160,6 +160,17 @@ class RemoteLlamaServerManager(RemoteServerManager[ServerInfo]):
         }
         return await self._start(from_call(LlamaServerConfig, config, keywords))
 
+    #: Wishes are counted where the server is, and so are an offload's stop and restart made.
+    wishes = 0
+
+    async def step_aside(self) -> None:
+        """As `stop`."""
+        await self.stop()
+
+    async def resume(self) -> ServerInfo:
+        """As `restart`."""
+        return await self.restart()
+
 
 class RemoteDiffusionServerManager(RemoteServerManager[DiffusionServerInfo]):
     """Image generation."""

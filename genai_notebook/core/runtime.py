@@ -26,8 +26,8 @@ from genai_notebook.errors import InvalidRequestError
 
 log = logging.getLogger("genai_notebook")
 
-#: Seconds `close` may take; past it the guards end what is left.
-CLOSE_LIMIT = 5.0
+#: Seconds that engines have for ending when the runtime closes, and after SIGKILL; their guards end what is left.
+CLOSE_LIMIT, KILL_LIMIT = 3.0, 1.0
 
 Listener = Callable[[str, dict[str, Any]], None]
 
@@ -78,6 +78,8 @@ class Runtime:
         if name not in self._llamas:
             manager = LlamaServerManager(name, self._parts())
             manager.make_room = self._make_room
+            if self._closed:
+                manager.retire()
             self._llamas[name] = manager
         return self._llamas[name]
 
@@ -103,14 +105,18 @@ class Runtime:
         if self._closed:
             return
         self._closed = True
+        for server in self.servers():
+            server.retire()
         await self.orchestrator.close()
         await self.model_manager.shutdown()
-        ends = [asyncio.ensure_future(server.stop()) for server in self.servers()]
+        ends = {asyncio.ensure_future(server.stop()) for server in self.servers()}
         _, late = await asyncio.wait(ends, timeout=CLOSE_LIMIT)
-        for task in late:
-            task.cancel()
-        for task in set(ends) - late:
-            if error := task.exception():
+        if late:
+            for server in self.servers():
+                server.kill()
+            await asyncio.wait(late, timeout=KILL_LIMIT)
+        for task in ends:
+            if task.done() and (error := task.exception()):
                 log.warning("a server did not stop cleanly: %s", error)
         self.diffusion_server.generations.destroy()
 

@@ -26,6 +26,15 @@ def test_run_returns_and_raises() -> None:
         run(fail())
 
 
+def test_an_exit_inside_does_not_end_the_loop() -> None:
+    async def leave() -> None:
+        raise SystemExit(3)
+
+    with pytest.raises(SystemExit):
+        run(leave(), timeout=10)
+    assert run(double(3), timeout=10) == 6
+
+
 def test_run_works_inside_a_running_loop() -> None:
     async def cell() -> int:
         return run(double(4))

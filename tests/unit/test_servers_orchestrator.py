@@ -73,6 +73,7 @@ class Models:
 class Llama:
     def __init__(self, diary: list[str], reload_errors: int = 0) -> None:
         self.diary, self.status, self.reload_errors = diary, "running", reload_errors
+        self.wishes = 1
 
     def get_status(self) -> str:
         return self.status
@@ -80,11 +81,11 @@ class Llama:
     def get_info(self) -> ServerInfo:
         return ServerInfo(status="running", health="ok", owner="kernel", port=8080, model_id="llm", context_size=4096)
 
-    async def stop(self) -> None:
+    async def step_aside(self) -> None:
         self.diary.append("llm stops")
         self.status = "stopped"
 
-    async def restart(self) -> ServerInfo:
+    async def resume(self) -> ServerInfo:
         if self.reload_errors:
             self.reload_errors -= 1
             self.diary.append("reload fails")
@@ -221,3 +222,33 @@ def test_a_cleared_state_is_not_restored() -> None:
 
     asyncio.run(main())
     assert diary == ["llm stops"]
+
+
+def test_what_a_person_wishes_meanwhile_holds() -> None:
+    orchestrator, diary, llama = make(GPU_8, 5)
+
+    async def main() -> None:
+        await orchestrator.before_image()
+        assert orchestrator.get_saved_state() is not None
+        llama.wishes += 1  # stopped, or something else started
+        assert orchestrator.get_saved_state() is None
+        orchestrator.after_image()
+        await orchestrator.wait_for_reload()
+
+    asyncio.run(main())
+    assert diary == ["llm stops"]
+
+
+def test_an_llm_that_is_starting_is_waited_for() -> None:
+    orchestrator, diary, llama = make(GPU_8, 5)
+    llama.status = "starting"
+
+    async def main() -> None:
+        image = asyncio.ensure_future(orchestrator.orchestrate_image_generation(prompt="p"))
+        await asyncio.sleep(0.3)
+        assert diary == []
+        llama.status = "running"
+        await image
+
+    asyncio.run(main())
+    assert diary == ["llm stops", "image"]

@@ -79,6 +79,8 @@ class DiffusionServerManager(ServerManager[DiffusionServerInfo]):
         self.generations = GenerationRegistry()
         self._listen = listen
         self._listener: Listener | None = None
+        self._port: int | None = None
+        self._closing = asyncio.Lock()
         self._config: DiffusionServerConfig | None = None
         self._model: ModelInfo | None = None
         self._engine: Engine | None = None
@@ -134,18 +136,30 @@ class DiffusionServerManager(ServerManager[DiffusionServerInfo]):
         }
         checked = _check(from_call(DiffusionServerConfig, config, keywords))
         key = None if checked.api_key is False else checked.api_key or secrets.token_urlsafe(24)
-        return await self._run_start(lambda generation: self._start(checked, key))
+        return await self._launch(checked, key)
 
     async def restart(self) -> DiffusionServerInfo:
-        config, key, listener = self._config, self._api_key, self._listener
+        """Stop, and start again with the same configuration, port and API key.
+
+        Raises:
+            ServerError: it was never started.
+            GenaiNotebookError: as `start`.
+        """
+        config, key = self._config, self._api_key
         if config is None:
             raise ServerError("Image generation was never started.", code="SERVER_NOT_RUNNING", hint="%genai start")
-        port = listener.port if listener else config.port
+        again = msgspec.structs.replace(config, port=self._port or config.port)
         await self.stop()
-        again = msgspec.structs.replace(config, port=port)
-        return await self._run_start(lambda generation: self._start(again, key))
+        return await self._launch(again, key)
+
+    async def _launch(self, config: DiffusionServerConfig, key: str | None) -> DiffusionServerInfo:
+        def asked() -> None:
+            self._config, self._api_key, self._engine = config, key, None
+
+        return await self._run_start(lambda: self._start(config, key), asked)
 
     async def _start(self, config: DiffusionServerConfig, key: str | None) -> DiffusionServerInfo:
+        await self._close()  # what a crash has left
         model = await self._find_model(config.model_id, "diffusion")
         # Against all there is, not what is free now: the model is loaded later, and the LLM may give way for it.
         if not (await self._parts.system.can_run_model(model, check_total_memory=True)).possible:
@@ -155,8 +169,9 @@ class DiffusionServerManager(ServerManager[DiffusionServerInfo]):
         self._engine = await self._parts.engines.resolve(
             "diffusion", force_validation=config.force_validation, on_log=self._binary_log
         )
-        self._config, self._model, self._api_key = config, model, key
+        self._model = model
         self._listener = await self._open_port(config, key)
+        self._port = self._listener.port if self._listener else None
         self._started_at = now_iso()
         self._change("running", "ok")
         return self.get_info()
@@ -171,23 +186,20 @@ class DiffusionServerManager(ServerManager[DiffusionServerInfo]):
             require_free(port)
         return await self._listen(self, port, key)
 
-    async def stop(self) -> None:
-        await self._cancel_start()
-        if self._status not in ("running", "crashed"):
-            return
-        self._generation += 1
-        self._change("stopping")
-        try:
+    async def _close(self) -> None:
+        async with self._closing:
             for job in list(self._jobs.values()):
-                await job.cancel("Image generation was stopped.")
+                # The job whose engine has just crashed reports that itself.
+                if self._status != "crashed" or job.waiting:
+                    await job.cancel(f"{self._title} has ended.")
             await self.release()
-            if self._listener is not None:
-                await self._listener.close()
-        finally:
-            self._listener = None
-            self._change("stopped")
-        self._events.emit("stopped")
-        self._parts.notify("stopped", {"server": self._name})
+            listener, self._listener = self._listener, None
+            if listener is not None:
+                await listener.close()
+
+    def _crashed(self, error: ServerError) -> None:
+        super()._crashed(error)
+        self._spawn(self._close())
 
     async def is_healthy(self) -> bool:
         if self._status != "running":
@@ -206,7 +218,7 @@ class DiffusionServerManager(ServerManager[DiffusionServerInfo]):
             busy=bool(self._unfinished()),
             pid=session.pid if session else None,
             port=listener.port if listener else None,
-            model_id=self._model.id if up and self._model else None,
+            model_id=self._config.model_id if up and self._config else None,
             started_at=self._started_at if up else None,
             url=(f"http://{LOOPBACK}:{listener.port}" if listener else self.mounted_url) if up else None,
             api_key=self._api_key if up and listener else None,

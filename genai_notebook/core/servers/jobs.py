@@ -81,6 +81,11 @@ class ImageJob:
     def finished(self) -> bool:
         return self._done.done()
 
+    @property
+    def waiting(self) -> bool:
+        """Whether its turn has not come yet."""
+        return self._task is None
+
     async def result(self) -> ImageGenerationResult | ImageBatchResult:
         """Wait for the pictures, or for the error that ended the job."""
         return await asyncio.shield(self._done)
@@ -103,7 +108,10 @@ class ImageJob:
         # First the verdict: whatever the engine still says comes too late.
         self._fail(ServerError(reason, code="GENERATION_CANCELLED"))
         session, engine_job = self._session, self._engine_job
-        if session is not None and not (engine_job and await sdcpp.cancel_job(session.client, engine_job)):
+        dropped = bool(session and engine_job and await sdcpp.cancel_job(session.client, engine_job))
+        over = self._task is not None and self._task.done()
+        # If it is over by now, the engine belongs to the next job.
+        if session is not None and not dropped and not over:
             await self._drop_engine(session)
         if self._task is not None and not self._task.done():
             self._task.cancel()
@@ -128,6 +136,8 @@ class ImageJob:
         began = time.monotonic()
         images: list[ImageGenerationResult] = []
         for number in range(1, self.config.count + 1):
+            if self.finished:
+                return  # cancelled between two pictures
             self._tracker.begin_image(number)
             images.append(await self._paint_one(session, self._seed + number - 1))
         self._succeed(images, round((time.monotonic() - began) * 1000))

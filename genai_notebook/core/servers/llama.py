@@ -26,6 +26,7 @@ _OURS = frozenset(
 class Resolved(msgspec.Struct, frozen=True):
     """A configuration with nothing left open: what a restart repeats, and what an offload saves."""
 
+    asked: LlamaServerConfig
     config: LlamaServerConfig
     port: int
     api_key: str | None
@@ -43,7 +44,10 @@ class LlamaServerManager(ServerManager[ServerInfo]):
 
     def __init__(self, name: str = "llama", parts: Parts | None = None) -> None:
         super().__init__(name, parts)
+        self._asked: LlamaServerConfig | None = None
         self._resolved: Resolved | None = None
+        #: How often somebody wished it started, stopped or restarted: what the orchestrator must not overrule.
+        self.wishes = 0
         self._context_size: int | None = None
         #: Frees memory that somebody else holds; True if it did. Set by the Runtime.
         self.make_room: Callable[[], Awaitable[bool]] | None = None
@@ -100,27 +104,38 @@ class LlamaServerManager(ServerManager[ServerInfo]):
         }
         checked = from_call(LlamaServerConfig, config, keywords)
         refuse_flags(checked.extra_args, _OURS)
-        return await self._run_start(lambda generation: self._start(checked, None))
+        self.wishes += 1
+        return await self._run_start(lambda: self._start(checked, None), lambda: self._ask(checked))
 
     async def restart(self) -> ServerInfo:
-        last = self._resolved
-        if last is None:
-            raise ServerError("The LLM server was never started.", code="SERVER_NOT_RUNNING", hint="%genai start")
-        await self.stop()
-        return await self._run_start(lambda generation: self._start(last.config, last))
+        """Stop, and start again with the same configuration, port and API key.
+
+        Raises:
+            ServerError: it was never started.
+            GenaiNotebookError: as `start`.
+        """
+        self.wishes += 1
+        return await self.resume()
 
     async def stop(self) -> None:
-        await self._cancel_start()
-        if self._status not in ("running", "crashed"):
-            return
-        self._generation += 1
-        self._change("stopping")
-        try:
-            await self._end_session()
-        finally:
-            self._change("stopped")
-        self._events.emit("stopped")
-        self._parts.notify("stopped", {"server": self._name})
+        self.wishes += 1
+        await super().stop()
+
+    async def step_aside(self) -> None:
+        """As `stop`, but for a while: it is the orchestrator that wishes it, not a person."""
+        await super().stop()
+
+    async def resume(self) -> ServerInfo:
+        """As `restart`; the other half of `step_aside`."""
+        asked, last = self._asked, self._resolved
+        if asked is None:
+            raise ServerError("The LLM server was never started.", code="SERVER_NOT_RUNNING", hint="%genai start")
+        again = last if last is not None and last.asked is asked else None
+        await super().stop()
+        return await self._run_start(lambda: self._start(asked, again), lambda: self._ask(asked))
+
+    def _ask(self, config: LlamaServerConfig) -> None:
+        self._asked = config
 
     async def is_healthy(self) -> bool:
         session = self._session
@@ -128,18 +143,19 @@ class LlamaServerManager(ServerManager[ServerInfo]):
 
     def get_info(self) -> ServerInfo:
         session = self._session
-        resolved = self._resolved if self._status in ("starting", "running", "stopping") else None
+        up = self._status in ("starting", "running", "stopping")
+        resolved = self._resolved if up and session is not None else None
         return ServerInfo(
             status=self._status,
             health=self._health,
             owner=self._parts.owner,
             pid=session.pid if session else None,
             port=resolved.port if resolved else None,
-            model_id=resolved.config.model_id if resolved else None,
+            model_id=self._asked.model_id if up and self._asked else None,
             started_at=session.started_at if session else None,
             url=f"http://{LOOPBACK}:{resolved.port}" if resolved else None,
             api_key=resolved.api_key if resolved else None,
-            context_size=self._context_size if session else None,
+            context_size=self._context_size if resolved else None,
             engine=session.engine.name if session else None,
             error=self._error,
         )
@@ -203,7 +219,7 @@ class LlamaServerManager(ServerManager[ServerInfo]):
             raise lack
         key = None if config.api_key is False else config.api_key or secrets.token_urlsafe(24)
         port = free_port() if config.port == "auto" else config.port
-        return Resolved(full, port, key)
+        return Resolved(config, full, port, key)
 
     async def _lack(self, model: ModelInfo, config: LlamaServerConfig) -> InsufficientResourcesError | None:
         """Why a resolved configuration does not fit into what is free right now, or None if it does."""

@@ -74,9 +74,8 @@ class Parts:
 class ServerManager(Generic[Info]):
     """The base of the LLM's and the image generator's manager.
 
-    All methods that change something run on one event loop. Each start takes a new generation number; whatever awaits
-    something compares it afterwards, so that a stop during a start, or the late exit of an old process, changes nothing
-    that came after it.
+    All methods that change something run on one event loop. A session object stands for one run of one process, and
+    each start and stop takes a new generation number: what comes late, after something newer, changes nothing.
     """
 
     #: The state machine's own words for people.
@@ -92,6 +91,9 @@ class ServerManager(Generic[Info]):
         self._error: str | None = None
         self._generation = 0
         self._starting: asyncio.Task[Any] | None = None
+        self._stopping: asyncio.Task[None] | None = None
+        self._ending: set[EngineSession] = set()
+        self._retired = False
         self._session: EngineSession | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
 
@@ -99,10 +101,6 @@ class ServerManager(Generic[Info]):
 
     def get_info(self) -> Info:
         """A snapshot of everything known; costs nothing."""
-        raise NotImplementedError
-
-    async def stop(self) -> None:
-        """End the server. A start under way is cancelled; a stopped server is no error."""
         raise NotImplementedError
 
     async def restart(self) -> Info:
@@ -116,6 +114,10 @@ class ServerManager(Generic[Info]):
     async def is_healthy(self) -> bool:
         """Ask the engine over HTTP whether it is well."""
         raise NotImplementedError
+
+    async def _close(self) -> None:
+        """End everything the server has: engine, jobs, ports. May be called in any state, and more than once."""
+        await self._end_session()
 
     # ---- state ----
 
@@ -144,26 +146,26 @@ class ServerManager(Generic[Info]):
 
     # ---- starting ----
 
-    async def _run_start(self, work: Callable[[int], Coroutine[Any, Any, Info]]) -> Info:
-        """Claim the state, run `work(generation)` so that `stop` can cancel it, and undo what a failure leaves."""
-        if self._status in ("starting", "running", "stopping"):
-            raise ServerError(
-                f"{self._title} is {'already running' if self._status == 'running' else self._status}.",
-                {"status": self._status, "model_id": self.get_info().model_id},
-                code="ALREADY_RUNNING",
-                hint="Stop it first, or restart it.",
-            )
+    async def _run_start(self, work: Callable[[], Coroutine[Any, Any, Info]], asked: Callable[[], None]) -> Info:
+        """Claim the state, run `work()` so that `stop` can cancel it, and undo what a failure leaves.
+
+        `asked` is called with the claim: it notes what was asked for, so that `get_info` speaks of the right model.
+        """
+        await self._stop_under_way()
+        if self._retired or self._status in ("starting", "running"):
+            raise self._refusal()
         self._generation += 1
         generation = self._generation
+        asked()
         self._change("starting", "loading")
-        task = asyncio.ensure_future(work(generation))
+        task = asyncio.ensure_future(work())
         self._starting = task
         try:
             await asyncio.wait({task})
         except asyncio.CancelledError:
             task.cancel()
             await asyncio.wait({task})
-            self._settle(generation, "stopped")
+            await self._undo_start(task, generation)
             raise
         finally:
             self._starting = None
@@ -177,9 +179,26 @@ class ServerManager(Generic[Info]):
         self._parts.notify("started", {"server": self._name})
         return info
 
+    def _refusal(self) -> ServerError:
+        if self._retired:
+            return ServerError("This runtime has been closed.", code="SERVER_NOT_RUNNING")
+        return ServerError(
+            f"{self._title} is {'already running' if self._status == 'running' else self._status}.",
+            {"status": self._status, "model_id": self.get_info().model_id},
+            code="ALREADY_RUNNING",
+            hint="Stop it first, or restart it.",
+        )
+
     def _settle(self, generation: int, status: ServerStatus, error: str | None = None) -> None:
         if generation == self._generation and self._status == "starting":
             self._change(status, "error" if status == "crashed" else "unknown", error)
+
+    async def _undo_start(self, task: asyncio.Task[Info], generation: int) -> None:
+        """The caller of a start has gone. It may have succeeded in that very moment: then its engine goes too."""
+        self._settle(generation, "stopped")
+        done = not task.cancelled() and task.exception() is None
+        if done and generation == self._generation and self._status == "running":
+            await self.stop()
 
     async def _cancel_start(self) -> None:
         task = self._starting
@@ -187,6 +206,51 @@ class ServerManager(Generic[Info]):
             task.cancel()
             await asyncio.wait({task})
             self._settle(self._generation, "stopped")
+
+    # ---- stopping ----
+
+    async def stop(self) -> None:
+        """End the server and wait until it is gone. A start under way is cancelled; a stopped server is no error.
+
+        Once begun, a stop is carried out, also when nobody waits for it any more; who stops meanwhile joins it.
+
+        Raises:
+            ServerError: the engine's process does not end, not even on SIGKILL.
+        """
+        if self._stopping is None:
+            self._stopping = asyncio.ensure_future(self._stop())
+            self._stopping.add_done_callback(self._stop_done)
+        await asyncio.shield(self._stopping)
+
+    async def _stop(self) -> None:
+        await self._cancel_start()
+        if self._status == "stopped":
+            return
+        self._generation += 1
+        self._change("stopping")
+        try:
+            await self._close()
+        finally:
+            self._change("stopped")
+        self._events.emit("stopped")
+        self._parts.notify("stopped", {"server": self._name})
+
+    def _stop_done(self, task: asyncio.Task[None]) -> None:
+        self._stopping = None
+        _log_failure(task)
+
+    async def _stop_under_way(self) -> None:
+        if self._stopping is not None:
+            await asyncio.wait({self._stopping})
+
+    def retire(self) -> None:
+        """Refuse every further start: the runtime closes."""
+        self._retired = True
+
+    def kill(self) -> None:
+        """End what is still ending, at once (SIGKILL), for an owner that cannot wait any longer."""
+        for session in self._ending:
+            session.kill()
 
     async def _find_model(self, model_id: str, type: ModelType) -> ModelInfo:
         model = await self._parts.models.get_model_info(model_id)
@@ -214,9 +278,8 @@ class ServerManager(Generic[Info]):
         if self._session is not session or self._status == "stopping":
             return  # asked for, or already replaced
         self._session = None
-        error = session.ended("by itself")
+        self._crashed(session.ended("by itself"))
         await session.stop(0)
-        self._crashed(error)
 
     def _crashed(self, error: ServerError) -> None:
         self._log.append("error", str(error))
@@ -228,8 +291,10 @@ class ServerManager(Generic[Info]):
         assert session.exit is not None
         while self._session is session and not session.exit.done():
             await asyncio.wait({session.exit}, timeout=HEALTH_INTERVAL)
-            if self._session is session and self._status == "running" and not session.exit.done():
-                self._set_health("ok" if await session.healthy(path) else "error")
+            if self._session is session and self._status == "running":
+                health: HealthStatus = "ok" if await session.healthy(path) else "error"
+                if self._session is session and self._status == "running" and not session.exit.done():
+                    self._set_health(health)
 
     def _spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         """Run `work` beside everything else; what it raises is logged."""
@@ -241,8 +306,13 @@ class ServerManager(Generic[Info]):
 
     async def _end_session(self, grace: float | None = None) -> None:
         session, self._session = self._session, None
-        if session is not None:
+        if session is None:
+            return
+        self._ending.add(session)
+        try:
             await (session.stop() if grace is None else session.stop(grace))
+        finally:
+            self._ending.discard(session)
 
     # ---- logs and events ----
 

@@ -31,6 +31,8 @@ log = logging.getLogger("genai_notebook")
 THRESHOLD = 0.75
 #: Tries to bring the LLM back.
 RELOADS = 2
+#: Seconds between looks at an LLM that is starting.
+SETTLE = 0.1
 
 
 class ResourceOrchestrator:
@@ -58,6 +60,7 @@ class ResourceOrchestrator:
         self._models = model_manager or _own_models()
         self._saved: SavedLLMState | None = None
         self._reload: asyncio.Task[None] | None = None
+        self._wishes_then = 0
 
     async def orchestrate_image_generation(
         self, config: Any = None, **fields: Any
@@ -91,6 +94,8 @@ class ResourceOrchestrator:
 
     def get_saved_state(self) -> SavedLLMState | None:
         """The LLM that stepped aside and is not back yet, or None; `error` says why a reload failed."""
+        if self._saved is not None and self._wishes() != self._wishes_then:
+            self._saved = None  # somebody has started or stopped an LLM since: that holds
         return self._saved
 
     def clear_saved_state(self) -> None:
@@ -107,16 +112,20 @@ class ResourceOrchestrator:
     async def before_image(self) -> None:
         """Make room. The previous image's reload is waited for first."""
         await self.wait_for_reload()
+        # What an LLM will hold is not known before it runs. A handle has nothing better to wait for than time.
+        while self._llama.get_status() == "starting":  # noqa: ASYNC110
+            await asyncio.sleep(SETTLE)
         if not await self.would_need_offload():
             return
         info = self._llama.get_info()
         self._saved = SavedLLMState(config=self._config_of(info), was_running=True, saved_at=now_ms())
+        self._wishes_then = self._wishes()
         log.info("the LLM %s steps aside for an image", info.model_id)
-        await self._llama.stop()
+        await self._llama.step_aside()
 
     def after_image(self) -> None:
         """Bring the LLM back behind the finished (or failed) image, without making anyone wait."""
-        if self._saved is not None and (self._reload is None or self._reload.done()):
+        if self.get_saved_state() is not None and (self._reload is None or self._reload.done()):
             self._reload = asyncio.ensure_future(self._bring_back())
 
     async def before_llm(self) -> bool:
@@ -138,17 +147,16 @@ class ResourceOrchestrator:
             with contextlib.suppress(GenaiNotebookError):
                 await self.before_llm()
         for attempt in range(1, RELOADS + 1):
-            if self._saved is None or self._llama.get_status() not in ("stopped", "crashed"):
-                self._saved = None  # cleared, or somebody else has started an LLM meanwhile
+            if self.get_saved_state() is None:
                 return
             try:
-                await self._llama.restart()
+                await self._llama.resume()
                 self._saved = None
                 return
-            except GenaiNotebookError as error:
+            except Exception as error:
                 log.warning("the LLM did not come back (try %d of %d): %s", attempt, RELOADS, error)
-                if self._saved is not None:
-                    self._saved = msgspec.structs.replace(self._saved, error=str(error))
+                if (saved := self.get_saved_state()) is not None:
+                    self._saved = msgspec.structs.replace(saved, error=str(error))
 
     # ---- figures ----
 
@@ -169,6 +177,9 @@ class ResourceOrchestrator:
         resolved = getattr(self._llama, "resolved_config", None)
         config = msgspec.to_builtins(resolved) if resolved is not None else {}
         return {**config, "modelId": info.model_id, "port": info.port, "contextSize": info.context_size}
+
+    def _wishes(self) -> int:
+        return self._llama.wishes
 
     def _is_gate(self) -> bool:
         return getattr(self._diffusion, "gate", None) is self

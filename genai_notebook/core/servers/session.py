@@ -162,12 +162,21 @@ class EngineSession:
                 await self._client.aclose()
                 self._client = None
 
+    def kill(self) -> None:
+        """End the process at once; `stop` confirms it."""
+        if self.process is not None:
+            self.process.kill()
+
     async def _end_process(self, grace: float) -> None:
         if self.process is None or self.exit is None:
             return
         if not self.exit.done() and grace > 0:
             self.process.terminate()
-            await asyncio.wait({self.exit}, timeout=grace)
+            try:
+                await asyncio.wait({self.exit}, timeout=grace)
+            except asyncio.CancelledError:
+                self.process.kill()  # nobody waits any longer
+                raise
         if not self.exit.done():
             self.process.kill()
             await asyncio.wait({self.exit}, timeout=CONFIRM)
