@@ -194,10 +194,19 @@ def restart_servers(shell: Shell, arguments: argparse.Namespace) -> None:
     _each(shell, arguments.server, "restart", "Restarting", "running again")
 
 
+def _is_up(server: str) -> bool:
+    """Whether there is something to stop: an LLM that stepped aside for an image would come back."""
+    from genai_notebook.current import orchestrator
+
+    if manager_of(server).get_status() != "stopped":
+        return True
+    return server == "llm" and orchestrator.get_saved_state() is not None
+
+
 def _each(shell: Shell, server: str, method: str, doing: str, done: str) -> None:
     from genai_notebook.client.bridge import run
 
-    names = [name for name in _chosen(server) if manager_of(name).get_status() != "stopped"]
+    names = [name for name in _chosen(server) if _is_up(name)]
     if not names:
         what = "Nothing" if server == "all" else f"No {NAMES[server]}"
         shell.emit(views.note(f"{what} is running."))
