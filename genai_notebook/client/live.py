@@ -233,9 +233,10 @@ class LiveState:
             except GenaiNotebookError as error:
                 log.debug("the started server cannot be asked: %s", error)
                 return
+            info = self._runs.get(server, info)  # the answer to our own start may have told the key meanwhile
             if info is None or _same_run(now, info):
                 info = now
-            elif now.port == info.port:
+            elif info.api_key is None and now.port == info.port:
                 info = msgspec.structs.replace(info, api_key=now.api_key)
         self._emit(server, "running", "started", info)
 

@@ -169,13 +169,18 @@ def test_a_starting_server_speaks_of_the_model_it_starts(tmp_path: Path) -> None
     async def scenario(home: House) -> None:
         other = tiny_llm(tmp_path / "other.gguf")
         await home.runtime.model_manager.register_model(path=str(other), type="llm")
-        await home.start_llm()
+        first = await home.start_llm()
         await home.llama.stop()
         home.llm_engine.set(load_seconds=300)
         start = asyncio.ensure_future(home.llama.start(model_id="other", port="auto"))
-        await until(lambda: home.llama.get_status() == "starting")
+        while home.llama.get_status() == "stopped":  # noqa: ASYNC110 - the very next turn of the loop
+            await asyncio.sleep(0)
         info = home.llama.get_info()
-        assert (info.model_id, info.port, info.api_key) == ("other", None, None)
+        assert (info.status, info.model_id, info.port, info.api_key) == ("starting", "other", None, None)
+        await until(lambda: home.llama.get_info().pid)
+        info = home.llama.get_info()
+        assert info.model_id == "other"
+        assert info.api_key not in (None, first.api_key)
         await home.llama.stop()
         with pytest.raises(ServerError) as caught:
             await start

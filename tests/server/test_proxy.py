@@ -70,19 +70,21 @@ async def test_a_request_waits_for_an_llm_that_stepped_aside(
     await start(call, models)
     await call("POST", "llama/stop")
     saved = SavedLLMState(config={}, was_running=True, saved_at=1)
-    monkeypatch.setattr(extension.runtime.orchestrator, "_saved", saved)
+    orchestrator = extension.runtime.orchestrator
+    monkeypatch.setattr(orchestrator, "_saved", saved)
+    monkeypatch.setattr(orchestrator, "_wishes_then", extension.runtime.llama_server.wishes)
     asking = asyncio.ensure_future(call("POST", "llama/v1/chat/completions", CHAT))
     await asyncio.sleep(0.3)
     assert not asking.done()
-    assert (await call("POST", "llama/restart")).status == 200
+    await extension.runtime.llama_server.resume()
     assert (await asking).status == 200
-    await call("POST", "llama/stop")
+    await extension.runtime.llama_server.step_aside()
     monkeypatch.setattr(proxy, "RELOAD_WAIT", 0.2)
     late = await call("GET", "llama/v1/models")
     assert (late.status, late.error["code"]) == (503, "SERVER_NOT_RUNNING")
     assert int(late.headers["Retry-After"]) > 0
     failed = SavedLLMState(config={}, was_running=True, saved_at=1, error="it does not come back")
-    monkeypatch.setattr(extension.runtime.orchestrator, "_saved", failed)
+    monkeypatch.setattr(orchestrator, "_saved", failed)
     assert "Retry-After" not in (await call("GET", "llama/v1/models")).headers
 
 

@@ -144,7 +144,8 @@ class LlamaServerManager(ServerManager[ServerInfo]):
     def get_info(self) -> ServerInfo:
         session = self._session
         up = self._status in ("starting", "running", "stopping")
-        resolved = self._resolved if up and session is not None else None
+        # While the next one is being worked out, the last one's port and key are not its own.
+        resolved = self._resolved if session is not None or self._status == "stopping" else None
         return ServerInfo(
             status=self._status,
             health=self._health,
