@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import math
 from collections.abc import Callable
 from typing import Any, Generic, Literal, TypeVar, cast
 
@@ -26,9 +25,10 @@ from genai_notebook.core.schema import (
     ServerInfo,
     ServerStatus,
 )
+from genai_notebook.core.servers.manager import line_count
 from genai_notebook.core.validation import from_call, from_keywords
 from genai_notebook.core.waiting import within
-from genai_notebook.errors import GenaiNotebookError, InvalidRequestError, ServerError, error_from_wire
+from genai_notebook.errors import GenaiNotebookError, ServerError, error_from_wire
 
 Info = TypeVar("Info", bound=ServerInfo)
 
@@ -364,8 +364,5 @@ def result_of(state: GenerationState) -> ImageGenerationResult | ImageBatchResul
 
 
 def _line_count(lines: Any) -> str:
-    if lines is None or lines == math.inf:
-        return "all"
-    if isinstance(lines, bool) or not isinstance(lines, int) or lines < 0:
-        raise InvalidRequestError("lines: must be a whole number from 0, or None for all.", {"field": "lines"})
-    return str(min(lines, 999_999_999))
+    count = line_count(lines)
+    return "all" if count is None else str(min(count, 999_999_999))

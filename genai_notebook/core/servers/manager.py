@@ -322,7 +322,7 @@ class ServerManager(Generic[Info]):
         Raises:
             InvalidRequestError: `lines` is negative or no number.
         """
-        return await asyncio.to_thread(self._log.read, _line_count(lines))
+        return await asyncio.to_thread(self._log.read, line_count(lines))
 
     async def get_structured_logs(self, lines: int | None = 100) -> list[dict[str, Any]]:
         """As `get_logs`, each line as `{"timestamp", "level", "message"}`."""
@@ -377,7 +377,12 @@ def refuse_flags(flags: Iterable[str], ours: Collection[str]) -> None:
             )
 
 
-def _line_count(lines: Any) -> int | None:
+def line_count(lines: Any) -> int | None:
+    """How many lines of a log are wanted; None: all that are kept.
+
+    Raises:
+        InvalidRequestError: `lines` is negative or no whole number.
+    """
     if lines is None or lines == math.inf:
         return None
     if isinstance(lines, bool) or not isinstance(lines, int) or lines < 0:

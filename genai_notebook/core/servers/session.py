@@ -20,7 +20,7 @@ from genai_notebook.core.schema import EngineRecord
 from genai_notebook.core.settings import Settings
 from genai_notebook.core.utilities import now_iso
 from genai_notebook.core.waiting import within
-from genai_notebook.errors import PortInUseError, ServerError
+from genai_notebook.errors import ServerError
 
 if TYPE_CHECKING:
     import httpx
@@ -252,5 +252,5 @@ async def _is_success(port: int, path: str) -> bool:
 
 async def stop_quietly(session: EngineSession, grace: float = 0.0) -> None:
     """End a session whose start has failed; the failure is what the caller reports."""
-    with contextlib.suppress(ServerError, PortInUseError):
+    with contextlib.suppress(ServerError):
         await asyncio.shield(session.stop(grace))
