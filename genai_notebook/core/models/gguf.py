@@ -1,9 +1,9 @@
 """A bounded reader of GGUF headers.
 
 It reads what sizing and starting a model need, and trusts nothing: every loop is bounded by the bytes that remain,
-strings by 1 MiB, headers by 64 MiB, nesting by 2. It stops at the vocabulary once the architecture's own fields are in,
-so that a vocabulary of 262,144 tokens costs next to nothing; the chat template behind that array is found by its key.
-The `gguf` package's own reader takes seconds for the same.
+strings by 1 MiB, headers by 64 MiB, nesting by 2. Long arrays (tokens, merges, scores) are walked over, never kept: a
+vocabulary of 262,144 tokens costs some 30 ms where the `gguf` package's own reader takes seconds. Of a file that is not
+here yet, only the first bytes are needed: `parse_prefix` ends at the vocabulary, once the architecture's fields are in.
 
 Layout (little endian): magic, u32 version, u64 tensor count, u64 key count, then per key: string, u32 type, value. A
 string is a u64 length and bytes; an array is a u32 element type, a u64 length and the elements.
@@ -16,7 +16,6 @@ import os
 import re
 import struct
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, BinaryIO
 
 from genai_notebook.core.schema import GGUFMetadata
@@ -26,18 +25,17 @@ MAX_STRING = 1 << 20
 MAX_HEADER = 64 << 20
 MAX_KEYS = 1 << 16
 MAX_TENSORS = 1 << 18
-#: Numeric arrays up to this length are kept: per-layer head counts and the like.
-MAX_KEPT_ARRAY = 4096
+#: Numeric arrays up to this length are kept (per-layer head counts and the like), and so many elements in all.
+MAX_KEPT_ARRAY, MAX_KEPT_ELEMENTS = 4096, 1 << 16
 #: Longer strings stay out of `raw`; the chat template has a field of its own.
 MAX_KEPT_STRING = 4096
-#: How far behind the vocabulary's beginning the chat template is looked for.
-TEMPLATE_WINDOW = 48 << 20
+_WINDOW = 1 << 20
 
 _STRING, _ARRAY = 8, 9
+_TEMPLATE = "tokenizer.chat_template"
 _SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
 _STRUCTS = {kind: struct.Struct(code) for kind, code in _SCALARS.items()}
 _ARCHITECTURE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
-_TEMPLATE_KEY = struct.pack("<Q", 23) + b"tokenizer.chat_template" + struct.pack("<I", _STRING)
 
 
 class GGUFError(ValueError):
@@ -49,55 +47,69 @@ class NeedMoreError(GGUFError):
 
 
 def read_gguf(path: str | os.PathLike[str]) -> GGUFMetadata:
-    """The header of a GGUF file. Blocks, briefly.
+    """The whole header of a GGUF file. Blocks, briefly.
 
     Raises:
-        GGUFError: it is none, or a broken or unsupported one.
+        GGUFError: it is none, or a broken or unsupported one, or its tensors lie past its end.
         OSError: the file cannot be read.
     """
-    size = Path(path).stat().st_size
     with open(path, "rb", buffering=0) as file:
-        return parse_gguf(_Source(file, size))
+        return _parse(_Source(os.fstat(file.fileno()).st_size, file=file), whole=True)
 
 
 def parse_prefix(data: bytes, file_size: int | None = None) -> GGUFMetadata:
-    """The header in the first bytes of a file of `file_size` bytes (None: unknown).
+    """What the first bytes of a file of `file_size` bytes (None: unknown) tell: the keys up to the vocabulary.
+
+    What lies behind it (the chat template, the tensors' table) stays None.
 
     Raises:
-        NeedMoreError: `data` ends inside of the header.
+        NeedMoreError: `data` ends before the architecture's fields are in.
         GGUFError: it is none, or a broken or unsupported one.
     """
-    return parse_gguf(_Source(None, len(data) if file_size is None else file_size, data, open_end=file_size is None))
+    return _parse(_Source(file_size, data), whole=False)
 
 
 class _Source:
-    """The first bytes of a file, read further as needed; positions never pass its end or MAX_HEADER."""
+    """A window on the first bytes of a file that moves forwards; positions never pass the file's end or MAX_HEADER."""
 
-    def __init__(self, file: BinaryIO | None, size: int, data: bytes = b"", *, open_end: bool = False) -> None:
-        self.file = file
+    def __init__(self, size: int | None, data: bytes = b"", *, file: BinaryIO | None = None) -> None:
+        #: The file's size; None: not known.
         self.size = size
         self.data = data
+        #: Where the next value begins in `data`, and where `data` begins in the file.
         self.pos = 0
-        self.open_end = open_end
+        self.base = 0
+        #: Elements of arrays that may still be kept.
+        self.keepable = MAX_KEPT_ELEMENTS
+        self._file = file
+
+    @property
+    def place(self) -> int:
+        """Where the next value begins in the file."""
+        return self.base + self.pos
 
     def remaining(self) -> int:
         """Bytes that a value beginning here may have at most."""
-        return (MAX_HEADER if self.open_end else min(self.size, MAX_HEADER)) - self.pos
+        return (MAX_HEADER if self.size is None else min(self.size, MAX_HEADER)) - self.place
 
     def need(self, count: int) -> None:
         """Make sure that `count` bytes from here are in `data`."""
+        if len(self.data) - self.pos >= count:
+            return
+        self._promised(count)
+        if self._file is None:
+            raise NeedMoreError(f"the header goes on behind its first {self.base + len(self.data)} bytes")
+        rest = self.data[self.pos :]
+        more = self._file.read(max(_WINDOW, count - len(rest)))
+        self.data, self.base, self.pos = rest + (more or b""), self.place, 0
+        if len(self.data) < count:
+            raise GGUFError(f"the file ends at {self.base + len(self.data)}, inside of its header")
+
+    def _promised(self, count: int) -> None:
         if count > self.remaining():
             raise GGUFError(
-                f"the header is cut off: {count} bytes are promised at {self.pos}, {self.remaining()} remain"
+                f"the header is cut off: {count} bytes are promised at {self.place}, {self.remaining()} remain"
             )
-        while len(self.data) < self.pos + count:
-            chunk = b""
-            if self.file is not None:
-                # Doubling keeps the copying linear.
-                chunk = self.file.read(max(1 << 16, len(self.data), self.pos + count - len(self.data)))
-            if not chunk:
-                raise NeedMoreError(f"the header goes on behind its first {len(self.data)} bytes")
-            self.data += chunk
 
     def scalar(self, kind: int) -> Any:
         packed = _STRUCTS[kind]
@@ -109,23 +121,29 @@ class _Source:
     def string(self) -> str:
         length = self.scalar(10)
         if length > MAX_STRING:
-            raise GGUFError(f"a string of {length} bytes at {self.pos} is past the limit of {MAX_STRING}")
+            raise GGUFError(f"a string of {length} bytes at {self.place} is past the limit of {MAX_STRING}")
         self.need(length)
         text = self.data[self.pos : self.pos + length].decode("utf-8", "replace")
         self.pos += length
         return text
 
     def skip(self, count: int) -> None:
-        self.need(count)
-        self.pos += count
+        self._promised(count)
+        inside = len(self.data) - self.pos
+        if count <= inside:
+            self.pos += count
+        elif self._file is None:
+            raise NeedMoreError(f"the header goes on behind its first {self.base + len(self.data)} bytes")
+        else:
+            self.base, self.data, self.pos = self.place + count, b"", 0
+            self._file.seek(self.base)
 
 
-def parse_gguf(source: _Source) -> GGUFMetadata:
-    """Read version, counts and keys, up to the vocabulary; see the module's text."""
+def _parse(source: _Source, *, whole: bool) -> GGUFMetadata:
+    """Read version, counts and keys; with `whole` also what lies behind the vocabulary."""
     version, tensors, keys = _preamble(source)
     values: dict[str, Any] = {}
     vocabulary: int | None = None
-    complete = True
     for _ in range(keys):
         name = source.string()
         if name in values:
@@ -135,12 +153,12 @@ def parse_gguf(source: _Source) -> GGUFMetadata:
             element, count = source.scalar(4), source.scalar(10)
             if name == "tokenizer.ggml.tokens":
                 vocabulary = count
-                if _has_architecture(values):
-                    complete = False
+                if not whole and _has_architecture(values):
                     break
             values[name] = _array(source, element, count, depth=1)
         elif kind == _STRING:
-            values[name] = source.string()
+            value = source.string()
+            values[name] = value if len(value) <= MAX_KEPT_STRING or name == _TEMPLATE else None
         elif kind in _STRUCTS:
             value = source.scalar(kind)
             values[name] = None if isinstance(value, float) and not math.isfinite(value) else value
@@ -149,17 +167,13 @@ def parse_gguf(source: _Source) -> GGUFMetadata:
     alignment = values.get("general.alignment", 32)
     if not isinstance(alignment, int) or alignment <= 0 or alignment & (alignment - 1) or alignment > 1 << 16:
         raise GGUFError(f"the alignment {alignment!r} is not a power of two")
-    header = _tensor_infos(source, tensors, alignment) if complete else None
-    template = values.get("tokenizer.chat_template") if complete else _find_template(source)
-    return _metadata(values, version, tensors, keys, vocabulary, template, header)
+    header = _tensor_infos(source, tensors, alignment) if whole else None
+    return _metadata(values, version, tensors, keys, vocabulary, header)
 
 
 def _preamble(source: _Source) -> tuple[int, int, int]:
-    if source.remaining() >= 4:
-        source.need(4)
-    if source.data[:4] != MAGIC:
+    if source.remaining() < 4 or not _begins_with_magic(source):
         raise GGUFError("it does not begin with GGUF")
-    source.pos = 4
     version = source.scalar(4)
     if version & 0xFFFF == 0 and version:
         raise GGUFError("it is written for big-endian machines")
@@ -169,9 +183,15 @@ def _preamble(source: _Source) -> tuple[int, int, int]:
     # The shortest key takes 13 bytes, the shortest tensor 24.
     if keys > MAX_KEYS or keys * 13 > source.remaining():
         raise GGUFError(f"it promises {keys} keys")
-    if tensors > MAX_TENSORS or (not source.open_end and tensors * 24 > source.size):
+    if tensors > MAX_TENSORS or (source.size is not None and tensors * 24 > source.size):
         raise GGUFError(f"it promises {tensors} tensors")
     return version, tensors, keys
+
+
+def _begins_with_magic(source: _Source) -> bool:
+    source.need(4)
+    source.pos = 4
+    return source.data[:4] == MAGIC
 
 
 def _array(source: _Source, element: int, count: int, depth: int) -> list[Any] | None:
@@ -179,13 +199,14 @@ def _array(source: _Source, element: int, count: int, depth: int) -> list[Any] |
     if element in _STRUCTS:
         packed = _STRUCTS[element]
         if count * packed.size > source.remaining():
-            raise GGUFError(f"an array of {count} elements at {source.pos} is longer than the file")
-        if count > MAX_KEPT_ARRAY:
+            raise GGUFError(f"an array of {count} elements at {source.place} is longer than the file")
+        if count > min(MAX_KEPT_ARRAY, source.keepable):
             source.skip(count * packed.size)
             return None
+        source.keepable -= count
         return [source.scalar(element) for _ in range(count)]
     if count * 8 > source.remaining():  # a string and a nested array take at least 8 bytes
-        raise GGUFError(f"an array of {count} elements at {source.pos} is longer than the file")
+        raise GGUFError(f"an array of {count} elements at {source.place} is longer than the file")
     if element == _STRING:
         _skip_strings(source, count)
     elif element == _ARRAY and depth < 2:
@@ -199,24 +220,25 @@ def _array(source: _Source, element: int, count: int, depth: int) -> list[Any] |
 
 
 def _skip_strings(source: _Source, count: int) -> None:
+    """Walk over strings. The inner loop stays in the window: a vocabulary has hundreds of thousands of them."""
     unpack = _STRUCTS[10].unpack_from
     done = 0
     while done < count:
         source.need(8)
         data, pos = source.data, source.pos
-        end = len(data) - 8
-        while done < count and pos <= end:
+        last = len(data) - 8
+        while done < count and pos <= last:
             length = unpack(data, pos)[0]
             if length > MAX_STRING:
-                raise GGUFError(f"a string of {length} bytes at {pos} is past the limit of {MAX_STRING}")
-            if pos + 8 + length > len(data):
+                raise GGUFError(f"a string of {length} bytes at {source.base + pos} is past the limit of {MAX_STRING}")
+            if pos + 8 + length > last + 8:
                 break
             pos += 8 + length
             done += 1
         source.pos = pos
         if done < count:
             source.need(8)
-            source.need(8 + unpack(source.data, pos)[0])
+            source.need(8 + unpack(source.data, source.pos)[0])
 
 
 def _has_architecture(values: dict[str, Any]) -> bool:
@@ -237,40 +259,10 @@ def _tensor_infos(source: _Source, tensors: int, alignment: int) -> int:
             raise GGUFError(f"a tensor has {dimensions} dimensions")
         source.skip(8 * dimensions + 4)
         highest = max(highest, source.scalar(10))
-    start = -(-source.pos // alignment) * alignment
-    if tensors and not source.open_end and start + highest >= source.size:
+    start = -(-source.place // alignment) * alignment
+    if tensors and source.size is not None and start + highest >= source.size:
         raise GGUFError("its tensors lie past its end: the file is cut off")
     return start
-
-
-def _find_template(source: _Source) -> str | None:
-    """The chat template behind the vocabulary, found by its key without walking the tokens.
-
-    A token could spell that key; then we would keep a wrong text, which is never rendered and only looked through for
-    a marker.
-    """
-    if source.file is None:
-        at = source.data.find(_TEMPLATE_KEY, source.pos)
-        return _text_at(source.data[at + len(_TEMPLATE_KEY) :]) if at >= 0 else None
-    begin = source.pos
-    while begin - source.pos < TEMPLATE_WINDOW:
-        source.file.seek(begin)
-        chunk = source.file.read(4 << 20)
-        at = chunk.find(_TEMPLATE_KEY)
-        if at >= 0:
-            source.file.seek(begin + at + len(_TEMPLATE_KEY))
-            return _text_at(source.file.read(8 + MAX_STRING))
-        if len(chunk) < 4 << 20:
-            return None
-        begin += len(chunk) - len(_TEMPLATE_KEY)  # the key may lie across two chunks
-    return None
-
-
-def _text_at(data: bytes) -> str | None:
-    try:
-        return _Source(None, len(data), data).string()
-    except GGUFError:
-        return None
 
 
 def _metadata(
@@ -279,10 +271,9 @@ def _metadata(
     tensors: int,
     keys: int,
     vocabulary: int | None,
-    template: Any,
     header: int | None,
 ) -> GGUFMetadata:
-    architecture = values.get("general.architecture")
+    architecture, template = values.get("general.architecture"), values.get(_TEMPLATE)
     if not isinstance(architecture, str) or not _ARCHITECTURE.fullmatch(architecture):
         architecture = None
 
@@ -321,12 +312,12 @@ def _raw(values: dict[str, Any], architecture: str | None) -> dict[str, Any]:
     """What may rest in our metadata: scalars, short strings, and the architecture's own per-layer lists."""
     kept = {}
     for name, value in values.items():
-        if name == "tokenizer.chat_template" or len(name) > 200:
+        if name == _TEMPLATE or len(name) > 200:
             continue
         if isinstance(value, list):
             if architecture and name.startswith(architecture + ".") and len(value) <= 1024 and _finite(value):
                 kept[name] = value
-        elif value is not None and not (isinstance(value, str) and len(value) > MAX_KEPT_STRING):
+        elif value is not None:
             kept[name] = value
     return kept
 
