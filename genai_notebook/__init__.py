@@ -24,6 +24,8 @@ if TYPE_CHECKING:
         DiffusionServerInfo,
         DownloadConfig,
         DownloadJob,
+        FoundFile,
+        FoundRepo,
         GenerationState,
         GGUFMetadata,
         GPUInfo,
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
         MemoryInfo,
         ModelInfo,
         ModelSource,
+        PartConfig,
         RunCheck,
         SavedLLMState,
         ServerInfo,
@@ -95,6 +98,8 @@ __all__ = [
     "DownloadError",
     "DownloadJob",
     "FileSystemError",
+    "FoundFile",
+    "FoundRepo",
     "GGUFMetadata",
     "GPUInfo",
     "GenaiNotebookError",
@@ -115,6 +120,7 @@ __all__ = [
     "ModelNotFoundError",
     "ModelSource",
     "NotYetError",
+    "PartConfig",
     "PortInUseError",
     "ResourceOrchestrator",
     "RunCheck",
@@ -154,9 +160,9 @@ _MODULES = {
     "core.engines.manager": "BinaryManager",
     "core.models.manager": "ModelManager",
     "core.schema": """
-        CPUInfo DiffusionServerConfig DiffusionServerInfo DownloadConfig DownloadJob GGUFMetadata GPUInfo
-        GenerationState ImageBatchResult ImageGenerationConfig ImageGenerationProgress ImageGenerationResult
-        LlamaServerConfig MemoryEstimate MemoryInfo ModelInfo ModelSource RunCheck SavedLLMState ServerInfo
+        CPUInfo DiffusionServerConfig DiffusionServerInfo DownloadConfig DownloadJob FoundFile FoundRepo GGUFMetadata
+        GPUInfo GenerationState ImageBatchResult ImageGenerationConfig ImageGenerationProgress ImageGenerationResult
+        LlamaServerConfig MemoryEstimate MemoryInfo ModelInfo ModelSource PartConfig RunCheck SavedLLMState ServerInfo
         SystemCapabilities SystemRecommendations""",
     "core.servers.diffusion": "DiffusionServerManager",
     "core.servers.generations": "GenerationRegistry",

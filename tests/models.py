@@ -57,6 +57,12 @@ def starter_llm() -> Path:
     return _once("SmolLM2-135M-Instruct.Q4_1.gguf", _fetch_starter)
 
 
+def sharded_llm() -> Path:
+    """The starter LLM in three numbered files; returns the second."""
+    folder = _once("SmolLM2-135M-Instruct.Q4_1-shards", _write_shards)
+    return folder / "SmolLM2-135M-Instruct.Q4_1-00002-of-00003.gguf"
+
+
 def check_diffusion_model() -> Path:
     """A diffusion checkpoint with random weights: its pictures are noise, everything else about them is real."""
     from genai_notebook.core.models import check_model
@@ -103,8 +109,33 @@ def _once(name: str, make: Callable[[Path], None], stale: str | None = None) -> 
                 make(partial)
                 partial.replace(path)
             finally:
+                if partial.is_dir():
+                    shutil.rmtree(partial)
                 partial.unlink(missing_ok=True)
     return path
+
+
+def _write_shards(folder: Path) -> None:
+    """What llama.cpp's gguf-split does: the keys go into the first file, the tensors over all of them."""
+    import gguf
+
+    reader = gguf.GGUFReader(starter_llm())
+    architecture = reader.fields["general.architecture"].contents()
+    most = -(-len(reader.tensors) // 3)
+    folder.mkdir()
+    target = folder / "SmolLM2-135M-Instruct.Q4_1.gguf"
+    writer = gguf.GGUFWriter(target, architecture, split_max_tensors=most)
+    for field in reader.fields.values():
+        if not field.name.startswith("GGUF.") and field.name != "general.architecture":
+            kind = field.types[0]
+            inner = field.types[-1] if kind == gguf.GGUFValueType.ARRAY else None
+            writer.add_key_value(field.name, field.contents(), kind, sub_type=inner)
+    for tensor in reader.tensors:
+        writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
 
 
 def _fetch_starter(target: Path) -> None:

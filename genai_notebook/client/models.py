@@ -13,8 +13,15 @@ import msgspec
 from genai_notebook.client.live import LiveState
 from genai_notebook.client.transport import Connection, segment
 from genai_notebook.core.callbacks import Callback, deliver_here
-from genai_notebook.core.schema import DownloadConfig, DownloadJob, MetadataStrategy, ModelInfo
-from genai_notebook.core.system.estimate import context_length_of, layer_count_of
+from genai_notebook.core.schema import (
+    DownloadConfig,
+    DownloadJob,
+    FoundRepo,
+    Inventory,
+    MetadataStrategy,
+    ModelInfo,
+)
+from genai_notebook.core.system.estimate import architecture_of, context_length_of, layer_count_of
 from genai_notebook.core.validation import from_call, from_keywords
 from genai_notebook.core.waiting import within
 from genai_notebook.errors import (
@@ -41,8 +48,18 @@ class RemoteModelManager:
 
     async def list_models(self, type: str | None = None) -> list[ModelInfo]:
         """As the local manager's."""
+        return (await self.inventory(type)).models
+
+    async def inventory(self, type: str | None = None) -> Inventory:
+        """As the local manager's."""
         reply = await self._connection.request("GET", "models", query={"type": type} if type is not None else None)
-        return reply.part("models", list[ModelInfo])
+        return reply.as_a(Inventory)
+
+    async def search_models(self, query: str, limit: int = 8) -> list[FoundRepo]:
+        """As the local manager's; what fits is said for the server's machine."""
+        asked = {"query": query, "limit": str(limit)}
+        reply = await self._connection.request("GET", "search", query=asked, timeout=None)
+        return reply.part("repositories", list[FoundRepo])
 
     async def download_model(
         self,
@@ -166,9 +183,7 @@ class RemoteModelManager:
 
     async def get_model_architecture(self, id: str) -> str:
         """As the local manager's."""
-        model = await self.get_model_info(id)
-        known = model.gguf_metadata.architecture if model.gguf_metadata is not None else None
-        return known or ("llama" if model.type == "llm" else "stable-diffusion")
+        return architecture_of(await self.get_model_info(id))
 
     async def _submit(self, config: DownloadConfig) -> DownloadJob:
         reply = await self._connection.request("POST", "models", body=config)

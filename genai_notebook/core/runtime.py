@@ -57,8 +57,9 @@ class Runtime:
         self._listeners: list[Listener] = []
         self._launcher = launcher or GuardLauncher()
         self._closed = False
-        self.model_manager = ModelManager(self.settings, on_job=self._download_changed)
-        self.system_info = SystemInfo(self.settings, probe=probe, find_model=self.model_manager.get_model_info)
+        self.system_info = SystemInfo(self.settings, probe=probe)
+        self.model_manager = ModelManager(self.settings, system=self.system_info, on_job=self._download_changed)
+        self.system_info.find_model = self.model_manager.get_model_info
         self.engine_manager = BinaryManager(self.settings)
         self.diffusion_server = DiffusionServerManager(self._parts(), listen=listen)
         self._llamas: dict[str, LlamaServerManager] = {}

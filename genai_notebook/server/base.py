@@ -103,6 +103,13 @@ class GenaiHandler(APIHandler):
             raise InvalidRequestError(f"{name}: must be true or false.", {"field": name})
         return text in _TRUE
 
+    def number(self, name: str, default: int) -> int:
+        """A query argument that is a whole number, 0 or more."""
+        text = self.get_query_argument(name, str(default))
+        if not (text.isascii() and text.isdigit() and len(text) <= 9):
+            raise InvalidRequestError(f"{name}: must be a whole number.", {"field": name})
+        return int(text)
+
     # ---- what an answer says -------------------------------------------------------------------------------------
 
     def reply(self, value: Any, status: int = 200) -> None:

@@ -7,7 +7,7 @@ from msgspec import UNSET, Struct
 from tornado import web
 
 from genai_notebook.core.schema import DownloadConfig, MetadataStrategy, ModelType
-from genai_notebook.errors import GenaiNotebookError, NotYetError, error_to_wire
+from genai_notebook.errors import GenaiNotebookError, error_to_wire
 from genai_notebook.server.base import GenaiHandler
 
 _FINISHED = frozenset({"complete", "error", "cancelled"})
@@ -48,8 +48,7 @@ class ModelsHandler(GenaiHandler):
     @web.authenticated
     @authorized
     async def get(self) -> None:
-        models = await self.runtime.model_manager.list_models(self.get_query_argument("type", None))
-        self.reply({"models": models})
+        self.reply(await self.runtime.model_manager.inventory(self.get_query_argument("type", None)))
 
     @web.authenticated
     @authorized
@@ -168,7 +167,14 @@ class DownloadHandler(GenaiHandler):
 
 
 class SearchHandler(GenaiHandler):
+    """Repositories on Hugging Face, and which of their files fit this machine."""
+
+    _track_activity = False
+
     @web.authenticated
     @authorized
     async def get(self) -> None:
-        raise NotYetError("The search for models")
+        query = self.get_query_argument("query", "")
+        limit = self.number("limit", 8)
+        found = await self.while_connected(self.runtime.model_manager.search_models(query, limit))
+        self.reply({"repositories": found})

@@ -22,7 +22,7 @@ FUNCTIONS = {n.name: n for n in TREE.body if isinstance(n, (ast.FunctionDef, ast
 VARIABLES = {n.target.id: n for n in TREE.body if isinstance(n, ast.AnnAssign) and isinstance(n.target, ast.Name)}
 # Exported beside the contract: what it mentions in passing, and what this version needs to be honest.
 EXTRA = {
-    *("LlamaServerConfig", "DiffusionServerConfig", "DownloadConfig"),
+    *("LlamaServerConfig", "DiffusionServerConfig", "DownloadConfig", "PartConfig", "FoundRepo", "FoundFile"),
     *("achat", "embed", "aembed", "NotYetError", "__version__"),
 }
 HANDLES = {

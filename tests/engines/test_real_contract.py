@@ -21,7 +21,7 @@ from genai_notebook.errors import PortInUseError, ServerError
 from genai_notebook.server.standalone import listen
 from tests.contract.waiting import until
 from tests.jupyter import JupyterServer
-from tests.models import IMAGE_ID, LLM_ID, ahome_with_models
+from tests.models import IMAGE_ID, LLM_ID, ahome_with_models, sharded_llm
 from tests.processes import alive, assert_none_left
 
 pytestmark = pytest.mark.engines
@@ -173,6 +173,24 @@ def test_a_file_that_is_no_model(real: Real, tmp_path: Path) -> None:
             assert (caught.value.details or {})["log"]
         finally:
             await real.runtime.model_manager.delete_model(model.id)
+
+    real.run(scenario())
+
+
+def test_a_model_in_numbered_files_answers(real: Real) -> None:
+    async def scenario() -> None:
+        await real.llama.stop()
+        model = await real.runtime.model_manager.register_model(path=str(sharded_llm()), name="In three")
+        try:
+            assert model.path.endswith("-00001-of-00003.gguf")
+            assert len(model.shards) == 3
+            info = await real.llama.start(model_id=model.id, port="auto", context_size=512)
+            reply = await real.ask("What is the capital of France?", info)
+            assert "Paris" in reply.json()["choices"][0]["message"]["content"]
+        finally:
+            await real.llama.stop()
+            await real.runtime.model_manager.delete_model(model.id)
+        assert all(Path(shard).is_file() for shard in model.shards)
 
     real.run(scenario())
 

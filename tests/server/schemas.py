@@ -18,7 +18,7 @@ OPENAPI = Path(genai_notebook.server.__file__).parent / "openapi.yaml"
 MARK = "  schemas:\n"
 STRUCTS = (
     *(schema.SystemCapabilities, schema.MemoryInfo, schema.RunCheck, schema.MemoryEstimate),
-    *(schema.ModelInfo, schema.DownloadConfig, schema.DownloadJob),
+    *(schema.ModelInfo, schema.BrokenModel, schema.FoundRepo, schema.DownloadConfig, schema.DownloadJob),
     *(schema.ServerInfo, schema.DiffusionServerInfo, schema.LlamaServerConfig, schema.DiffusionServerConfig),
     *(schema.ImageGenerationConfig, schema.GenerationState, schema.SavedLLMState, schema.EngineCandidate),
     *(CheckRequest, ConfigRequest, EstimateRequest, RegisterRequest, MetadataRequest, EngineRequest),

@@ -23,6 +23,7 @@ from genai_notebook.core.schema import (
 from genai_notebook.server.extension import GenaiNotebookApp
 from genai_notebook.server.replies import MAX_BODY
 from tests.fakes import FakeEngine
+from tests.fakes.gguf_files import tiny_diffusion
 from tests.server.conftest import Answer, Call, Models
 from tests.server.helpers import until
 
@@ -139,10 +140,62 @@ class TestModels:
             assert answer.status == 400
             assert answer.error["details"]["field"] == "job_id"
 
-    async def test_search_is_not_there_yet(self, call: Call) -> None:
-        answer = await call("GET", "search?q=x")
-        assert answer.status == 501
-        assert answer.error["code"] == "NOT_YET"
+    async def test_a_broken_model_is_listed_beside_the_good_ones_and_can_be_deleted(
+        self, call: Call, models: Models, home: Any
+    ) -> None:
+        (home / "models" / models.llm / "model.json").write_text("{")
+        found = (await call("GET", "models")).json
+        assert [model["id"] for model in found["models"]] == [models.image]
+        (broken,) = found["broken"]
+        assert broken["id"] == models.llm
+        assert "cannot be used" in broken["reason"]
+        gone = await call("GET", f"models/{models.llm}")
+        assert (gone.status, gone.error["code"]) == (404, "MODEL_NOT_FOUND")
+        assert models.llm in gone.error["hint"]
+        assert (await call("DELETE", f"models/{models.llm}")).status == 204
+        assert (await call("GET", "models")).json["broken"] == []
+
+    @pytest.mark.parametrize(
+        ("query", "field"),
+        [("", "query"), ("query=%20", "query"), ("query=x&limit=0", "limit"), ("query=x&limit=99", "limit"),
+         ("query=x&limit=many", "limit"), ("query=" + 300 * "x", "query"), ("query=a%0Ab", "query")],
+    )  # fmt: skip
+    async def test_a_search_for_nothing(self, call: Call, query: str, field: str) -> None:
+        answer = await call("GET", f"search?{query}")
+        assert answer.status == 400
+        assert answer.error["details"]["field"] == field
+
+    @pytest.mark.parametrize(
+        ("components", "says"),
+        [
+            ({"vae": "/x/vae.gguf"}, "diffusion_model is missing"),
+            ({"diffusion_model": "x.gguf"}, "diffusion_model: path"),
+            ({"boss": "/x"}, "boss"),
+            ({"diffusion_model": {"path": "/x", "speed": 3}}, "speed"),
+            ({"diffusion_model": {"url": "file:///x"}}, "address"),
+            ({"diffusion_model": {"path": "x"}}, "must be absolute"),
+            ([], "object"),
+        ],
+    )
+    async def test_wrong_components(self, call: Call, components: Any, says: str) -> None:
+        config = {"source": "local", "type": "diffusion", "name": "x", "components": components}
+        answer = await call("POST", "models", config)
+        assert answer.status == 400
+        assert answer.error["details"]["field"] == "components"
+        assert says in answer.error["message"]
+
+    async def test_an_image_model_in_parts(self, call: Call, models: Models, tmp_path: Any) -> None:
+        parts = {role: str(tiny_diffusion(tmp_path / f"{role}.gguf")) for role in ("vae", "diffusion_model")}
+        config = {"source": "local", "type": "diffusion", "name": "Parts", "components": parts}
+        job = (await call("POST", "models", config)).json["id"]
+
+        async def ended() -> Any:
+            told = (await call("GET", f"downloads/{job}")).json
+            return told if "model" in told or "failure" in told else None
+
+        model = msgspec.convert((await until(ended))["model"], ModelInfo)
+        assert model.components == parts
+        assert model.path == parts["diffusion_model"]
 
 
 class TestServers:

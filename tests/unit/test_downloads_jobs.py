@@ -10,7 +10,7 @@ import pytest
 
 from genai_notebook.core.downloads import jobs as jobs_module
 from genai_notebook.core.downloads.hashing import hash_file, parse_checksum
-from genai_notebook.core.downloads.jobs import KEPT, Jobs
+from genai_notebook.core.downloads.jobs import AT_ONCE, KEPT, Jobs
 from genai_notebook.core.downloads.work import Work, is_cancelled
 from genai_notebook.core.schema import DownloadJob
 from genai_notebook.errors import ChecksumError, DownloadError, FileSystemError, InvalidRequestError
@@ -53,7 +53,7 @@ def test_progress_is_heard_ten_times_a_second_at_most(monkeypatch: pytest.Monkey
     now = [0.0]
     monkeypatch.setattr(jobs_module.time, "monotonic", lambda: now[0])
     heard: list[int] = []
-    job: jobs_module.Job[str] = jobs_module.Job("m", "k", None)
+    job: jobs_module.Job[str] = jobs_module.Job("m", "k", until_cancelled, None)
     job.listen(lambda done, total: heard.append(done))
     for step in range(1, 301):  # three seconds, 10,000 bytes a second
         now[0] = step / 100
@@ -98,6 +98,31 @@ def test_cancelling_one_and_all() -> None:
         await jobs.cancel(one.id)  # once more does nothing
         with pytest.raises(InvalidRequestError):
             await jobs.cancel("unknown")
+
+    asyncio.run(main())
+
+
+def test_beyond_the_limit_jobs_wait_in_line() -> None:
+    async def main() -> None:
+        jobs: Jobs[str] = Jobs()
+        first = [jobs.start(str(n), n, until_cancelled) for n in range(AT_ONCE)]
+        started = threading.Event()
+        fourth = jobs.start("x", "x", lambda work: started.set() or "x")  # type: ignore[func-returns-value]
+        fifth = jobs.start("y", "y", lambda work: "y")
+        sixth = jobs.start("z", "z", lambda work: "z")
+        assert [job.snapshot().status for job in (fourth, fifth, sixth)] == 3 * ["queued"]
+        assert not started.is_set()
+        await jobs.cancel(fifth.id)  # while it waits: at once, and nobody has to make room
+        assert fifth.snapshot().status == "cancelled"
+        assert is_cancelled(_error(await asyncio.gather(jobs.wait(fifth), return_exceptions=True)))
+        assert jobs.start("x", "x", until_cancelled) is fourth  # one that waits is joined too
+        await jobs.cancel(first[0].id)
+        assert await jobs.wait(fourth) == "x"
+        assert await jobs.wait(sixth) == "z"
+        assert [job.snapshot().status for job in first[1:]] == (AT_ONCE - 1) * ["running"]
+        waiting = [jobs.start(str(n), n, until_cancelled) for n in range(10, 14)]
+        await jobs.close()
+        assert {job.snapshot().status for job in [*first, *waiting]} == {"cancelled"}
 
     asyncio.run(main())
 

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import json
-import logging
 import os
-import subprocess
-import sys
 import threading
 from pathlib import Path
 
+import msgspec
 import pytest
 
-from genai_notebook.core.downloads.work import Work, is_cancelled
 from genai_notebook.core.models.store import ModelStore
-from genai_notebook.core.schema import ModelInfo, ModelSource
+from genai_notebook.core.schema import ModelFile, ModelInfo, ModelRecord, ModelSource
 from genai_notebook.core.settings import Settings
-from genai_notebook.errors import DownloadError, FileSystemError, ModelNotFoundError
+from genai_notebook.errors import FileSystemError, ModelNotFoundError
 
 
 @pytest.fixture
@@ -29,35 +27,40 @@ def add(store: ModelStore, name: str = "My Model", content: bytes = b"weights") 
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / "weights.gguf"
     file.write_bytes(content)
-    return store.add(name, lambda model, room: info(model, room / file.name, name), file=file)
+    return store.add(record(file.name, name), [file])
 
 
-def info(id: str, path: Path, name: str = "My Model", source: str = "url") -> ModelInfo:
-    return ModelInfo(
-        id=id,
-        name=name,
-        type="llm",
-        size=7,
-        path=str(path),
-        downloaded_at="2026-01-01T00:00:00Z",
-        source=ModelSource(type=source),  # type: ignore[arg-type]
-    )
+def record(path: str, name: str = "My Model", source: str = "url") -> ModelRecord:
+    file = ModelFile(path=path, size=7, source=ModelSource(type=source))  # type: ignore[arg-type]
+    return ModelRecord(id="", name=name, type="llm", downloaded_at="2026-01-01T00:00:00Z", files=[file])
 
 
-def rewrite(store: ModelStore, model: str, fields: dict[str, object]) -> None:
+def models(store: ModelStore) -> list[ModelInfo]:
+    return store.inventory().models
+
+
+def broken(store: ModelStore) -> dict[str, str]:
+    return {model.id: model.reason for model in store.inventory().broken}
+
+
+def rewrite(store: ModelStore, model: str, fields: dict[str, object], file: dict[str, object] | None = None) -> None:
+    """Change what a `model.json` says; `file`: of its first file."""
     path = store.folder / model / "model.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
+    found = {**json.loads(path.read_text()), **fields}
+    if file:
+        found["files"][0].update(file)
+    path.write_text(json.dumps(found))
 
 
 def test_a_model_comes_and_goes(store: ModelStore) -> None:
-    assert store.all() == []
+    assert models(store) == []
     model = add(store)
     assert model.id == "my-model"
     assert Path(model.path).read_bytes() == b"weights"
-    assert store.all() == [model]
+    assert models(store) == [model]
     assert store.get("my-model") == model
     store.remove("my-model")
-    assert store.all() == []
+    assert models(store) == []
     assert not Path(model.path).exists()
     with pytest.raises(ModelNotFoundError):
         store.remove("my-model")
@@ -97,64 +100,95 @@ def test_ids_that_are_none(store: ModelStore, id: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "fields",
+    ("fields", "file"),
     [
-        {"path": "/etc/passwd"},
-        {"path": "../../../etc/passwd"},
-        {"path": "relative/x.gguf"},
-        {"path": "x\0y"},
-        {"path": "/tmp/../etc/passwd", "source": {"type": "local"}},
-        {"id": "other"},
-        {"id": "../x"},
-        {"type": "virus"},
-        {"size": "big"},
-        {"source": {"type": "magic"}},
-        {"ggufMetadata": {"block_count": "many"}},
+        ({}, {"path": "/etc/passwd"}),
+        ({}, {"path": "../../../etc/passwd"}),
+        ({}, {"path": "relative/x.gguf"}),
+        ({}, {"path": "x\0y"}),
+        ({}, {"path": "/tmp/../etc/passwd", "source": {"type": "local"}}),
+        ({}, {"path": "/etc/passwd", "source": {"type": "pypi"}}),
+        ({}, {"path": ""}),
+        ({}, {"size": "big"}),
+        ({}, {"source": {"type": "magic"}}),
+        ({}, {"role": "boss"}),
+        ({"id": "other"}, {}),
+        ({"id": "../x"}, {}),
+        ({"type": "virus"}, {}),
+        ({"files": []}, {}),
+        ({"files": None}, {}),
+        ({"ggufMetadata": {"block_count": "many"}}, {}),
     ],
 )
-def test_metadata_that_is_not_ours_is_skipped(
-    store: ModelStore, caplog: pytest.LogCaptureFixture, fields: dict[str, object]
+def test_metadata_that_is_not_ours_is_reported(
+    store: ModelStore, fields: dict[str, object], file: dict[str, object]
 ) -> None:
     add(store)
     add(store, "Good")
-    rewrite(store, "my-model", fields)
-    with caplog.at_level(logging.WARNING):
-        assert [model.id for model in store.all()] == ["good"]
-    assert "my-model" in caplog.text
-    with pytest.raises(ModelNotFoundError):
+    rewrite(store, "my-model", fields, file)
+    assert [model.id for model in models(store)] == ["good"]
+    assert "cannot be used" in broken(store)["my-model"]
+    with pytest.raises(ModelNotFoundError) as caught:
         store.get("my-model")
+    assert "%genai delete my-model" in (caught.value.hint or "")
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"\xff\xfe", b"[" * 100_000, b"1" * (17 << 20)])
-def test_metadata_that_is_broken_is_skipped(
-    store: ModelStore, caplog: pytest.LogCaptureFixture, content: bytes
-) -> None:
+def test_metadata_that_is_broken_is_reported_and_can_be_removed(store: ModelStore, content: bytes) -> None:
     add(store)
+    add(store, "Good")
     (store.folder / "my-model" / "model.json").write_bytes(content)
-    assert store.all() == []
-    assert "my-model" in caplog.text
+    assert [model.id for model in models(store)] == ["good"]
+    assert list(broken(store)) == ["my-model"]
+    store.remove("my-model")
+    assert broken(store) == {}
+    assert not (store.folder / "my-model").exists()
+
+
+def test_a_folder_that_is_no_model_is_reported_and_in_nobodys_way(store: ModelStore) -> None:
+    (store.folder / "my-model").mkdir(parents=True)
+    (store.folder / "my-model" / "mine.gguf").write_bytes(b"put here by hand")
+    assert add(store).id == "my-model-2"
+    assert broken(store) == {"my-model": "it has no model.json"}
+    assert (store.folder / "my-model" / "mine.gguf").exists()
+
+
+def test_what_is_looked_up_by_its_checksum_must_be_ours(store: ModelStore, tmp_path: Path) -> None:
+    model = add(store)
+    store.change(model.id, with_checksum)
+    assert store.find_file("x") == Path(model.path)
+    assert store.find_file("y") is None
+    Path(model.path).write_bytes(b"shorter")
+    Path(model.path).write_bytes(b"short")
+    assert store.find_file("x") is None
+    (tmp_path / "outside.gguf").write_bytes(b"outside")
+    outside = store.add(record(str(tmp_path / "outside.gguf"), "Outside", source="local"))
+    store.change(outside.id, with_checksum)
+    assert store.find_file("x") is None
+
+
+def with_checksum(record: ModelRecord) -> ModelRecord:
+    return msgspec.structs.replace(record, files=[msgspec.structs.replace(record.files[0], sha256="x")])
 
 
 def test_a_path_into_another_models_folder_is_skipped(store: ModelStore) -> None:
     victim = add(store)
     add(store, "Other")
-    rewrite(store, "other", {"path": victim.path, "source": {"type": "local"}})
-    assert [model.id for model in store.all()] == ["my-model"]
+    rewrite(store, "other", {}, {"path": victim.path, "source": {"type": "local"}})
+    assert [model.id for model in models(store)] == ["my-model"]
 
 
 def test_deleting_never_leaves_the_models_own_folder(store: ModelStore, tmp_path: Path) -> None:
     outside = tmp_path / "precious.gguf"
     outside.write_bytes(b"mine")
-    store.add("Mine", lambda model, room: info(model, outside, source="local"))
+    store.add(record(str(outside), "Mine", source="local"))
     assert store.get("mine").path == str(outside)
     store.remove("mine")
     assert outside.read_bytes() == b"mine"
 
 
 @pytest.mark.skipif(os.name != "posix", reason="links")
-def test_links_in_the_store_are_not_followed(
-    store: ModelStore, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_links_in_the_store_are_not_followed(store: ModelStore, tmp_path: Path) -> None:
     model = add(store)
     outside = tmp_path / "outside"
     outside.mkdir()
@@ -167,29 +201,63 @@ def test_links_in_the_store_are_not_followed(
     model = add(store)
     os.rename(store.folder / model.id, outside / "moved")
     (store.folder / model.id).symlink_to(outside / "moved")
-    assert store.all() == []
+    assert models(store) == []
     with pytest.raises(ModelNotFoundError):
         store.remove(model.id)
     other = add(store, "Other")
     os.remove(other.path)
     os.symlink(outside / "precious", other.path)
-    assert store.all() == []
+    assert models(store) == []
 
 
 def test_changes_are_kept(store: ModelStore) -> None:
     add(store)
-    store.change("my-model", checksum="sha256:x")
+    assert store.change("my-model", with_checksum).checksum == "sha256:x"
     assert store.get("my-model").checksum == "sha256:x"
     assert sorted(path.name for path in (store.folder / "my-model").iterdir()) == ["model.json", "weights.gguf"]
 
 
-def test_a_failed_add_leaves_nothing(store: ModelStore) -> None:
-    def fail(id: str, room: Path) -> ModelInfo:
-        raise RuntimeError("no")
+def test_changes_by_many_at_once_are_all_kept(store: ModelStore) -> None:
+    add(store)
 
-    with pytest.raises(RuntimeError):
-        store.add("My Model", fail)
+    def grow(record: ModelRecord) -> ModelRecord:
+        return msgspec.structs.replace(record, name=record.name + "x")
+
+    threads = [threading.Thread(target=store.change, args=("my-model", grow)) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert store.get("my-model").name == "My Model" + 8 * "x"
+
+
+def test_a_failed_add_leaves_nothing(store: ModelStore, tmp_path: Path) -> None:
+    with pytest.raises(FileSystemError):
+        store.add(record("missing.gguf"), [tmp_path / "missing.gguf"])
+    assert list((store.folder / ".incoming").iterdir()) == []
     assert add(store).id == "my-model"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="other platform: hard links")
+def test_a_file_that_two_models_share_goes_with_the_last(store: ModelStore) -> None:
+    one = add(store)
+    two = store.add(record("weights.gguf", "Two"), [Path(one.path)])
+    assert os.path.samefile(one.path, two.path)
+    store.remove(one.id)
+    assert Path(two.path).read_bytes() == b"weights"
+    assert os.stat(two.path).st_nlink == 2  # the other name is the one it was added from
+    store.remove(two.id)
+    assert not Path(two.path).exists()
+
+
+def test_without_hard_links_files_are_moved(store: ModelStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
+    model = add(store)
+    assert Path(model.path).read_bytes() == b"weights"
+    assert not (store.folder.parent / "incoming" / "weights.gguf").exists()
 
 
 def test_find_wants_the_whole_file(store: ModelStore) -> None:
@@ -202,66 +270,4 @@ def test_find_wants_the_whole_file(store: ModelStore) -> None:
 def test_a_folder_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "models").write_text("a file")
     with pytest.raises(FileSystemError):
-        ModelStore(Settings(home=tmp_path)).all()
-
-
-def test_one_download_of_a_thing_at_a_time(store: ModelStore) -> None:
-    order: list[str] = []
-    inside, go = threading.Event(), threading.Event()
-
-    def first() -> None:
-        with store.incoming("k", Work()) as room:
-            (room / "a.part").write_text("x")
-            inside.set()
-            go.wait(30)
-            order.append("first")
-
-    thread = threading.Thread(target=first)
-    thread.start()
-    inside.wait(30)
-    phases: list[str] = []
-    work = Work(phase=phases.append)
-    with store.incoming("other", Work()):
-        pass  # another thing does not wait
-    second = threading.Thread(target=lambda: _enter(store, work, order))
-    second.start()
-    while not phases:
-        pass
-    go.set()
-    thread.join(30)
-    second.join(30)
-    assert order == ["first", "second, empty"]
-    assert phases[0] == "queued"
-    assert not [path for path in (store.folder / ".incoming").iterdir() if path.is_dir()]
-
-
-def _enter(store: ModelStore, work: Work, order: list[str]) -> None:
-    with store.incoming("k", work) as room:
-        order.append("second" + (", empty" if not list(room.iterdir()) else ""))
-
-
-HOLD = """
-import sys
-from pathlib import Path
-from genai_notebook.core.downloads.work import Work
-from genai_notebook.core.models.store import ModelStore
-from genai_notebook.core.settings import Settings
-with ModelStore(Settings(home=Path(sys.argv[1]))).incoming("k", Work()):
-    print("ready", flush=True)
-    sys.stdin.read()
-"""
-
-
-def test_other_processes_wait_too_and_can_be_cancelled(store: ModelStore) -> None:
-    command = [sys.executable, "-c", HOLD, str(store.folder.parent)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
-        assert child.stdout is not None
-        assert child.stdout.readline() == b"ready\n"
-        work = Work()
-        threading.Timer(0.2, work.cancel).start()
-        with pytest.raises(DownloadError) as caught, store.incoming("k", work):
-            pass
-        assert is_cancelled(caught.value)
-        child.communicate()
-    with store.incoming("k", Work()) as room:
-        assert room.is_dir()
+        ModelStore(Settings(home=tmp_path)).inventory()

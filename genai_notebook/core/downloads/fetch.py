@@ -1,40 +1,48 @@
-"""Bytes from a URL into a file: hashed while written, checked for length and checksum, moved into place when complete.
+"""Bytes from a URL into a file: resumed, over as many connections as help, hashed on the way, renamed when whole.
 
-The bytes go to `<target>.part` beside the target. A failed or cancelled download removes it. The connection lives on an
-event loop of its own in the calling worker thread, so that a cancellation ends it at once, in every state.
+The first request asks for the first 64 KiB: it tells the size, whether the server takes ranges, and lets `inspect`
+judge the beginning before the body. What has arrived stays in `<target>.part` (see `part`) when a download fails, is
+cancelled or killed; the next one goes on there, if the server still has the same file.
 """
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import hashlib
-import os
-from collections.abc import AsyncIterator, Callable
+import stat
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TypeVar
 
 from msgspec import Struct
 
-from genai_notebook._version import __version__
+from genai_notebook.core.downloads.connection import CONNECT_LIMIT, STALL_LIMIT, Client, PassingError, Reply
 from genai_notebook.core.downloads.disk import ensure_space, write_error
-from genai_notebook.core.downloads.urls import check_url, follow, same_host, without_credentials
-from genai_notebook.core.downloads.work import Work, cancelled_error
-from genai_notebook.errors import ChecksumError, DownloadError
+from genai_notebook.core.downloads.hashing import hash_file
+from genai_notebook.core.downloads.part import ChangedError, Part, discard, read_journal
+from genai_notebook.core.downloads.ranges import (
+    asked,
+    check_encoding,
+    contradicts,
+    other_range,
+    range_headers,
+    range_of,
+    read,
+    validator_of,
+)
+from genai_notebook.core.downloads.transfer import CHUNK, PROGRESS, Transfer
+from genai_notebook.core.downloads.urls import check_url, without_credentials
+from genai_notebook.core.downloads.work import Work
+from genai_notebook.errors import ChecksumError, DownloadError, GenaiNotebookError
 
-if TYPE_CHECKING:
-    import httpx
-
-MAX_REDIRECTS = 10
-#: Seconds without a byte after which a download is given up.
-STALL_LIMIT = 30.0
-CONNECT_LIMIT = 8.0
+#: Tries without a new byte before a download is given up, and the first wait between two; it doubles.
+RETRIES, BACKOFF, LONGEST_WAIT = 4, 0.5, 60.0
+#: How often a download begins: again from nothing when the server's file changed, or cannot be had in parts.
+BEGINNINGS = 3
+#: What the first request asks for, and the most that is read for a header.
+FIRST, MAX_HEAD = 64 << 10, 64 << 20
 #: A body of unknown length is weighed against the disk each time that much has come.
 _SPACE_CHECK = 64 << 20
-#: When `inspect` is shown the beginning for the first time, and how much of it is kept for it at most.
-_FIRST_LOOK = 1 << 16
-_HEAD = 1 << 20
 
+T = TypeVar("T")
 #: Gets the first bytes of the body; True: satisfied, False: it wants more of them. It raises to refuse the download.
 Inspect = Callable[[bytes], bool]
 
@@ -59,8 +67,18 @@ class Fetched(Struct, kw_only=True):
     url: str
 
 
+class Head(Struct, kw_only=True):
+    """The first bytes of a file elsewhere, and its size, where the server tells."""
+
+    data: bytes
+    size: int | None
+
+
 def fetch(request: Fetch, work: Work) -> Fetched:
     """Download `request.url` to `request.target`. Blocks; run it on a worker thread.
+
+    A target that is there already, and keeps the promises, is not fetched again: a process was killed after its last
+    step, before anybody took the file away.
 
     Raises:
         DownloadError: no connection, no success, a stall, a wrong length, a refused redirect, cancelled.
@@ -69,169 +87,337 @@ def fetch(request: Fetch, work: Work) -> Fetched:
         FileSystemError: the file cannot be written.
     """
     check_url(request.url)
-    part = request.target.with_name(request.target.name + ".part")
+    return _arrived(request, work) or _attempts(request, work, _Download.run)
+
+
+def begin(request: Fetch, work: Work) -> int | None:
+    """Fetch the first bytes only, and let `request.inspect` judge them; `fetch` goes on behind them.
+
+    Returns the file's size, where the server tells. Errors as `fetch`.
+    """
+    check_url(request.url)
+    size = _size_of(request.target)
+    if size is not None and request.size in (None, size):
+        return size
+    return _attempts(request, work, _Download.begin)
+
+
+def peek(target: Path) -> tuple[int, int | None] | None:
+    """How far the download of `target` is, another process's too: bytes, and the size; None if there is none."""
+    journal = read_journal(target)
+    return None if journal is None else (sum(end - start for start, end in journal.done), journal.size)
+
+
+def read_head(url: str, headers: dict[str, str], enough: Callable[[bytes], bool], work: Work) -> Head:
+    """The first bytes of a file elsewhere: 64 KiB, and more while they are not `enough`. Errors as `fetch`."""
+    check_url(url)
+    client = Client(url, headers)
+    data, size, validator = bytearray(), None, None
+    buffer = memoryview(bytearray(FIRST))
     try:
-        fetched = _run_cancellable(request, part, work)
-        work.check()
-        os.replace(part, request.target)
-    except OSError as error:
-        raise write_error(error, request.target, request.size) from error
+        with work.on_cancel(client.end):
+            while True:
+                wanted = max(FIRST, 4 * len(data))
+                reply = asked(client, range_headers(len(data), wanted, validator), work)
+                try:
+                    start, size = range_of(reply) if reply.status == 206 else (0, reply.length)
+                    validator = validator_of(reply)
+                    if start not in (0, len(data)):
+                        raise other_range(without_credentials(url))
+                    del data[start:]
+                    before = len(data)
+                    while len(data) < wanted and reply.status != 416:
+                        count = read(reply, buffer[: wanted - len(data)], work)
+                        if not count:
+                            break
+                        data += buffer[:count]
+                finally:
+                    reply.close()
+                work.check()
+                over = len(data) == before or len(data) >= MAX_HEAD or (size is not None and len(data) >= size)
+                if enough(bytes(data)) or over:
+                    return Head(data=bytes(data), size=size)
     finally:
-        with contextlib.suppress(OSError):
-            part.unlink()
-    return fetched
+        client.close()
 
 
-def _run_cancellable(request: Fetch, part: Path, work: Work) -> Fetched:
-    async def main() -> Fetched:
-        loop = asyncio.get_running_loop()
-        task = asyncio.ensure_future(_fetch(request, part, work))
+class _Download:
+    """One try at a file, from whatever an earlier one has left."""
 
-        def wake() -> None:
-            with contextlib.suppress(RuntimeError):
-                loop.call_soon_threadsafe(task.cancel)
-
-        with work.on_cancel(wake):
-            try:
-                return await task
-            except asyncio.CancelledError:
-                raise cancelled_error() from None
-
-    return asyncio.run(main())
-
-
-async def _fetch(request: Fetch, part: Path, work: Work) -> Fetched:
-    import httpx
-
-    timeout = httpx.Timeout(request.stall_limit, connect=request.connect_limit)
-    shown = without_credentials(request.url)
-    try:
-        async with (
-            httpx.AsyncClient(timeout=timeout, follow_redirects=False) as client,
-            _response(client, request) as response,
-        ):
-            return await _receive(request, response, part, work)
-    except httpx.TimeoutException as error:
-        what = "answer" if isinstance(error, httpx.ConnectTimeout) else f"byte for {request.stall_limit:g} s"
-        raise DownloadError(f"No {what} from {shown}.", {"reason": "stalled"}, hint="Try again later.") from error
-    except httpx.ConnectError as error:
-        raise DownloadError(
-            f"{shown} cannot be reached: {error}",
-            {"reason": "unreachable"},
-            hint="Check the network, the address and the proxy settings.",
-        ) from error
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
-        raise DownloadError(f"The download of {shown} broke off: {error}", {"reason": "broken"}) from error
-
-
-@contextlib.asynccontextmanager
-async def _response(client: httpx.AsyncClient, request: Fetch) -> AsyncIterator[httpx.Response]:
-    """The final response, redirects followed by our own rules; credentials stay with the host they are for."""
-    url = request.url
-    headers = {"User-Agent": f"genai-notebook/{__version__}", "Accept-Encoding": "identity", **request.headers}
-    for _ in range(MAX_REDIRECTS):
-        message = client.build_request("GET", url, headers=headers)
-        response = await client.send(message, stream=True)
-        try:
-            location = response.headers.get("location")
-            if not (response.is_redirect and location):
-                yield response
-                return
-        finally:
-            await response.aclose()
-        target = await asyncio.to_thread(follow, request.url, url, location)
-        if not same_host(url, target):
-            headers = {
-                name: value for name, value in headers.items() if name.lower() not in ("authorization", "cookie")
-            }
-        url = target
-    raise DownloadError(f"The server redirects more than {MAX_REDIRECTS} times.")
-
-
-async def _receive(request: Fetch, response: httpx.Response, part: Path, work: Work) -> Fetched:
-    total = _announced(request, response)
-    ensure_space(part.parent, total or 0)
-    digest = hashlib.sha256()
-    done = 0
-    work.enter("running")
-    work.report(0, total)
-    with _open_new(part) as file:
-        head = _Head(request.inspect)
-        async for chunk in response.aiter_raw():
-            if total is not None and done + len(chunk) > total:
-                raise DownloadError(f"The server sends more than the {total} bytes it announced.", {"reason": "length"})
-            if total is None and done // _SPACE_CHECK != (done + len(chunk)) // _SPACE_CHECK:
-                ensure_space(part.parent, _SPACE_CHECK)
-            file.write(chunk)
-            digest.update(chunk)
-            done += len(chunk)
-            head.feed(chunk)
-            work.report(done, total)
-    if total is not None and done < total:
-        raise DownloadError(f"The download ended after {done} of {total} bytes.", {"reason": "length"})
-    head.end()
-    work.enter("verifying")
-    actual = digest.hexdigest()
-    if request.sha256 is not None and actual != request.sha256:
-        raise ChecksumError(request.sha256, actual)
-    work.report(done, done)
-    return Fetched(path=request.target, size=done, sha256=actual, url=str(response.url))
-
-
-def _announced(request: Fetch, response: httpx.Response) -> int | None:
-    """The body's length, after a look at the status and at what contradicts the promise."""
-    shown = without_credentials(request.url)
-    if response.status_code != 200:
-        raise DownloadError(
-            f"{shown} answers {response.status_code} {response.reason_phrase}.",
-            {"reason": "status", "status": response.status_code},
-            hint=_STATUS_HINTS.get(response.status_code),
+    def __init__(self, request: Fetch, work: Work) -> None:
+        self.request = request
+        self.work = work
+        self.shown = without_credentials(request.url)
+        self.client = Client(
+            request.url, request.headers, stall_limit=request.stall_limit, connect_limit=request.connect_limit
         )
-    if response.headers.get("content-encoding", "identity").lower() not in ("identity", ""):
-        raise DownloadError(f"{shown} sends a compressed body though none was asked for.", {"reason": "encoding"})
-    text = response.headers.get("content-length")
-    announced = int(text) if text is not None and text.isascii() and text.isdigit() else None
-    if announced is not None and request.size is not None and announced != request.size:
-        raise DownloadError(f"{shown} has {announced} bytes, {request.size} were promised.", {"reason": "length"})
-    return announced if announced is not None else request.size
+        self.part = Part(request.target, request.size, request.sha256)
+        self.size = self.part.journal.size
+        #: Whether the file can be had in parts that are sure to belong together; None: not known yet.
+        self.ranges: bool | None = True if self.part.kept else None
+        #: Where it cannot: the one answer that brings it all.
+        self._rest: Reply | None = None
+        self._buffer = memoryview(bytearray(CHUNK))
+        #: Whether `inspect` has refused the beginning.
+        self._refused = False
+
+    def close(self) -> None:
+        if self._rest is not None:
+            self._rest.close()
+        self.client.close()
+        self.part.close()
+
+    def is_useless(self, error: GenaiNotebookError) -> bool:
+        """Whether no later try could go on from what is here."""
+        if self._refused or self.ranges is False:
+            return True
+        reason = (error.details or {}).get("reason")
+        return reason in ("length", "range", "encoding") and not isinstance(error, PassingError)
+
+    def run(self) -> Fetched:
+        self.begin()
+        size = self._body()
+        self.work.check()
+        self.work.enter("verifying")
+        actual = self.part.digest(size, self.work)
+        if self.request.sha256 is not None and actual != self.request.sha256:
+            raise ChecksumError(self.request.sha256, actual)
+        self.part.complete()
+        self.work.report(size, size)
+        return Fetched(path=self.request.target, size=size, sha256=actual, url=self.client.url)
+
+    # ---- the beginning
+
+    def begin(self) -> int | None:
+        """The first bytes, judged; afterwards size, ranges and validator are known, if the server tells them."""
+        self.work.enter("running")
+        self.work.report(self.part.done, self.size)
+        wanted = FIRST
+        while True:
+            self._bring(wanted)
+            if self._judged():
+                return self.size
+            wanted *= 4
+
+    def _whole(self) -> bool:
+        return self.size is not None and self.part.front >= self.size
+
+    def _bring(self, wanted: int) -> None:
+        """The first `wanted` bytes, or all there are."""
+        failures = 0
+        while self.part.front < wanted and not self._whole():
+            before = self.part.front
+            try:
+                if self._rest is not None:
+                    self._read_on(wanted)
+                elif self.ranges is None:
+                    self._introduce(wanted)
+                else:
+                    self._ask_for(before, wanted)
+            except PassingError as error:
+                if self.ranges is False:
+                    raise
+                failures = 1 if self.part.front - before >= PROGRESS else failures + 1
+                self._retry(failures, error)
+
+    def _judged(self) -> bool:
+        """Whether the beginning that is here satisfies `inspect`.
+
+        Raises:
+            DownloadError: `inspect` refuses it, or it has no end.
+        """
+        if self.request.inspect is None:
+            return True
+        self._refused = True
+        satisfied = self.request.inspect(self.part.beginning(MAX_HEAD))
+        if not (satisfied or self._whole()) and self.part.front >= MAX_HEAD:
+            raise DownloadError(f"{self.shown} has no end to its header.", {"reason": "not-a-model"})
+        self._refused = False
+        return satisfied or self._whole()
+
+    def _introduce(self, end: int) -> None:
+        """The first request: it shows what the file and the server are like."""
+        reply = asked(self.client, range_headers(0, end, None), self.work)
+        try:
+            if reply.status != 200 and not self._is_useful(reply, end):
+                reply.close()
+                reply = asked(self.client, {}, self.work)
+                if reply.status != 200:
+                    raise other_range(self.shown)
+            check_encoding(reply, self.shown)
+            size = range_of(reply)[1] if reply.status == 206 else reply.length
+            promised = self.request.size
+            if size is not None and promised is not None and size != promised:
+                raise DownloadError(f"{self.shown} has {size} bytes, {promised} were promised.", *_LENGTH)
+            self.size = size if size is not None else promised
+            validator = validator_of(reply)
+            self.ranges = reply.status == 206 and (validator is not None or self.request.sha256 is not None)
+            self.part.describe(self.size, validator, ranges=self.ranges)
+            if not self.ranges:
+                self._rest = reply
+                self._read_on(end)
+            else:
+                self._take(reply, 0, end)
+        finally:
+            if reply is not self._rest:
+                reply.close()
+
+    def _is_useful(self, reply: Reply, end: int) -> bool:
+        """Whether an answer to the first request is what we asked for, and the rest can be had in the same way: with
+        something that tells whether all of it belongs together."""
+        start, size = range_of(reply)
+        if reply.status != 206 or start != 0 or size is None:
+            return False
+        return size <= end or validator_of(reply) is not None or self.request.sha256 is not None
+
+    def _ask_for(self, begin: int, end: int) -> None:
+        reply = self._open(begin, end)
+        try:
+            self._take(reply, begin, end)
+        finally:
+            reply.close()
+
+    def _take(self, reply: Reply, at: int, end: int) -> None:
+        first = at
+        while at < end and (count := read(reply, self._buffer[: end - at], self.work)):
+            self.part.write(at, self._buffer[:count])
+            at += count
+            self.work.report(self.part.done, self.size)
+        if at == first:
+            raise PassingError(f"{self.shown} sends nothing.", *_LENGTH)
+
+    def _read_on(self, wanted: int) -> None:
+        """More of the one body there is."""
+        assert self._rest is not None
+        at = self.part.front
+        while at < wanted:
+            count = read(self._rest, self._buffer[: wanted - at], self.work)
+            if not count:
+                self._end_at(at)
+                return
+            if self.size is not None and at + count > self.size:
+                raise DownloadError(f"{self.shown} sends more than the {self.size} bytes promised.", *_LENGTH)
+            if self.size is None and at // _SPACE_CHECK != (at + count) // _SPACE_CHECK:
+                ensure_space(self.part.target.parent, _SPACE_CHECK)
+            self.part.write(at, self._buffer[:count])
+            at += count
+            self.work.report(at, self.size)
+
+    def _end_at(self, size: int) -> None:
+        if self.size is not None and size < self.size:
+            raise PassingError(f"The download of {self.shown} ended after {size} of {self.size} bytes.", *_LENGTH)
+        self.size = size  # only now is it known
+
+    # ---- the rest
+
+    def _body(self) -> int:
+        """Everything that is missing; returns the file's size."""
+        ensure_space(self.part.target.parent, max(0, (self.size or 0) - self.part.done))
+        self.part.follow()
+        while self._rest is not None and not self._whole():
+            self._read_on(self.part.front + _SPACE_CHECK)
+        assert self.size is not None
+        if self.part.done < self.size:
+            Transfer(self.part, self.size, self.work, self._open, self._retry, self.client.end).run()
+        return self.size
+
+    def _open(self, begin: int, end: int) -> Reply:
+        """The answer to a request for bytes from `begin` to before `end`, held against what is known of the file.
+
+        Raises:
+            ChangedError: it is another file than before.
+            DownloadError: as `Client.get`, or the server contradicts itself.
+        """
+        validator = self.part.journal.validator
+        reply = asked(self.client, range_headers(begin, end, validator), self.work)
+        try:
+            check_encoding(reply, self.shown)
+            if reply.status != 206:
+                raise ChangedError  # If-Range did not hold, the file is shorter now, or there are no ranges any more
+            start, size = range_of(reply)
+            if start != begin:
+                raise other_range(self.shown)
+            if size not in (None, self.size) or contradicts(reply, validator):
+                raise ChangedError
+        except BaseException:
+            reply.close()
+            raise
+        return reply
+
+    def _retry(self, failures: int, error: PassingError) -> None:
+        """Wait before the next try, or give up.
+
+        Raises:
+            PassingError: `error`, after too many failures in a row, or when the server asks for too long a wait.
+        """
+        if failures > RETRIES or ((error.details or {}).get("reason") == "unreachable" and not self.part.done):
+            raise error
+        wait = BACKOFF * 2 ** (failures - 1) if error.wait is None else error.wait
+        if wait > LONGEST_WAIT:
+            error.hint = f"The server asks to come back in {wait / 60:.0f} minutes."
+            raise error
+        self.work.sleep(wait)
 
 
-_STATUS_HINTS = {
-    401: "The server wants a token.",
-    403: "The server refuses access: a token or an accepted licence may be missing.",
-    404: "Check the address.",
-    429: "Too many requests: wait a little.",
-}
+_LENGTH = ({"reason": "length"},)
 
 
-class _Head:
-    """Shows the beginning of the body to `inspect` until that is satisfied."""
-
-    def __init__(self, inspect: Inspect | None) -> None:
-        self.inspect = inspect
-        self.data = bytearray()
-
-    def feed(self, chunk: bytes) -> None:
-        if self.inspect is None:
-            return
-        self.data += chunk
-        if len(self.data) >= _FIRST_LOOK:
-            self._look()
-
-    def end(self) -> None:
-        if self.inspect is not None:
-            self._look()
-
-    def _look(self) -> None:
-        assert self.inspect is not None
-        if self.inspect(bytes(self.data)) or len(self.data) >= _HEAD:
-            self.inspect = None
-            self.data.clear()
+def _arrived(request: Fetch, work: Work) -> Fetched | None:
+    """The target, where it is there and keeps the promises; what does not keep them is removed."""
+    size = _size_of(request.target)
+    if size is None:
+        return None
+    try:
+        if request.size in (None, size):
+            work.enter("verifying")
+            actual = hash_file(request.target, work, size)
+            if request.sha256 in (None, actual):
+                discard(request.target)
+                work.report(size, size)
+                return Fetched(path=request.target, size=size, sha256=actual, url=request.url)
+        request.target.unlink()
+    except OSError as error:
+        raise write_error(error, request.target) from error
+    return None
 
 
-def _open_new(path: Path) -> BinaryIO:
-    """A new private file; whatever lay at that name, a link too, is removed, not written through."""
-    with contextlib.suppress(FileNotFoundError):
-        path.unlink()
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0) | getattr(os, "O_NOFOLLOW", 0)
-    return open(os.open(path, flags, 0o600), "wb", buffering=1 << 20)
+def _size_of(path: Path) -> int | None:
+    """The size of a regular file, no link; None where there is none."""
+    try:
+        status = path.lstat()
+    except OSError:
+        return None
+    return status.st_size if stat.S_ISREG(status.st_mode) else None
+
+
+def _attempts(request: Fetch, work: Work, step: Callable[[_Download], T]) -> T:
+    """`step`, again where another beginning may help, and everything closed and tidy afterwards."""
+    wait = 0.0
+    for left in reversed(range(BEGINNINGS)):
+        work.sleep(wait)
+        wait = 0.0
+        download = _Download(request, work)
+        try:
+            with work.on_cancel(download.client.end):
+                return step(download)
+        except ChangedError:
+            download.part.throw_away()
+        except ChecksumError:
+            # Old bytes may be to blame, which a crash of the machine garbled: then once more, from nothing.
+            resumed = download.part.kept
+            download.part.throw_away()
+            if not resumed:
+                raise
+        except GenaiNotebookError as error:
+            if download.is_useless(error):
+                download.part.throw_away()
+            if not (isinstance(error, PassingError) and download.ranges is False and left):
+                raise
+            wait = min(error.wait or BACKOFF, LONGEST_WAIT)
+        finally:
+            download.close()
+    raise DownloadError(
+        f"{without_credentials(request.url)} changes all the time.",
+        {"reason": "changed"},
+        hint="Wait until it is whole there, then try again.",
+    )

@@ -21,6 +21,8 @@ from genai_notebook.errors import DownloadError, GenaiNotebookError, InvalidRequ
 log = logging.getLogger("genai_notebook")
 
 T = TypeVar("T")
+#: Downloads at once; more of them wait in line.
+AT_ONCE = 3
 #: Listeners hear at most ten times a second, and always of the last byte.
 REPORT_INTERVAL = 0.1
 RATE_WINDOW = 5.0
@@ -33,10 +35,13 @@ WIND_DOWN = 3.0
 class Job(Generic[T]):
     """One download. `key` tells two requests for the same thing apart from two different ones."""
 
-    def __init__(self, name: str, key: object, on_job: Callable[[DownloadJob], None] | None) -> None:
+    def __init__(
+        self, name: str, key: object, run: Callable[[Work], T], on_job: Callable[[DownloadJob], None] | None
+    ) -> None:
         self.id = generate_id()
         self.name = name
         self.key = key
+        self.run = run
         self.status: Any = "queued"
         self.downloaded = 0
         self.total: int | None = None
@@ -135,21 +140,26 @@ class Jobs(Generic[T]):
     def __init__(self, on_job: Callable[[DownloadJob], None] | None = None) -> None:
         self._on_job = on_job
         self._jobs: dict[str, Job[T]] = {}
+        self._waiting: collections.deque[Job[T]] = collections.deque()
+        self._running = 0
         self._lock = threading.Lock()
         self._closed = False
 
     def start(self, name: str, key: object, run: Callable[[Work], T]) -> Job[T]:
-        """Start `run` on a thread of its own, or join the unfinished job with an equal key. Returns at once."""
+        """Start `run` on a thread of its own, or join the unfinished job with an equal key. Returns at once; beyond
+        `AT_ONCE` jobs, the new one waits in line.
+        """
         with self._lock:
             if self._closed:
                 raise DownloadError("The model manager has been shut down.", {"reason": "closed"})
             for job in self._jobs.values():
                 if job.key == key and not job.finished and not job.work.cancelled:
                     return job
-            job = Job(name, key, deliver_here(self._on_job) if self._on_job else None)
+            job = Job(name, key, run, deliver_here(self._on_job) if self._on_job else None)
             self._jobs[job.id] = job
+            self._waiting.append(job)
             self._forget_old()
-        threading.Thread(target=_run, args=(job, run), name=f"genai-download-{job.id}", daemon=True).start()
+        self._launch()
         return job
 
     def get(self, job_id: str) -> Job[T]:
@@ -206,10 +216,34 @@ class Jobs(Generic[T]):
     async def _wind_down(self, jobs: list[Job[T]]) -> None:
         for job in jobs:
             job.work.cancel()
+            with self._lock:
+                queued = job in self._waiting
+                if queued:
+                    self._waiting.remove(job)
+            if queued:
+                job.finish(None, cancelled_error())
         if jobs:
             await asyncio.wait([asyncio.ensure_future(_settled(job)) for job in jobs], timeout=WIND_DOWN)
         for job in jobs:
             job.finish(None, cancelled_error())
+
+    def _launch(self) -> None:
+        """Give threads to the jobs that are next in line."""
+        while True:
+            with self._lock:
+                if self._running >= AT_ONCE or not self._waiting:
+                    return
+                job = self._waiting.popleft()
+                self._running += 1
+            threading.Thread(target=self._carry, args=(job,), name=f"genai-download-{job.id}", daemon=True).start()
+
+    def _carry(self, job: Job[T]) -> None:
+        try:
+            _run(job)
+        finally:
+            with self._lock:
+                self._running -= 1
+            self._launch()
 
     def _forget_old(self) -> None:
         finished = [job.id for job in self._jobs.values() if job.finished]
@@ -230,10 +264,10 @@ async def _settled(job: Job[Any]) -> None:
     await ended.wait()
 
 
-def _run(job: Job[T], run: Callable[[Work], T]) -> None:
+def _run(job: Job[Any]) -> None:
     try:
         job.work.check()
-        result = run(job.work)
+        result = job.run(job.work)
     except GenaiNotebookError as error:
         job.finish(None, error)
     except BaseException as error:

@@ -5,11 +5,20 @@ from __future__ import annotations
 import ipaddress
 import re
 import socket
-from urllib.parse import urljoin, urlsplit, urlunsplit
+from urllib.parse import SplitResult, urljoin, urlsplit, urlunsplit
 
 from genai_notebook.errors import DownloadError, InvalidRequestError
 
 _UNSAFE = re.compile(r"[\x00-\x20\x7f\\]")
+_PORTS = {"http": 80, "https": 443}
+#: Where intranets are. Loopback and link-local addresses, those of metadata services among them, are not.
+_INTRANET = [
+    ipaddress.ip_network(text)
+    for text in ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "fc00::/7")
+]
+#: Metadata services that hide among them.
+_METADATA = {ipaddress.ip_address("100.100.100.200"), ipaddress.ip_address("fd00:ec2::254")}
+_NAT64 = ipaddress.ip_network("64:ff9b::/96")
 
 
 def check_url(url: str, field: str = "url") -> str:
@@ -21,7 +30,7 @@ def check_url(url: str, field: str = "url") -> str:
     try:
         parts = urlsplit(url)
         parts.port  # noqa: B018 - raises on a port that is none
-        fine = parts.scheme in ("http", "https") and bool(parts.hostname) and not _UNSAFE.search(url)
+        fine = parts.scheme in _PORTS and bool(parts.hostname) and not _UNSAFE.search(url)
     except ValueError:
         fine = False
     if not fine:
@@ -39,24 +48,39 @@ def without_credentials(url: str) -> str:
     return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
 
 
+def port_of(parts: SplitResult) -> int:
+    return parts.port or _PORTS.get(parts.scheme, 80)
+
+
 def follow(typed: str, current: str, location: str) -> str:
-    """The address a redirect from `current` leads to; `typed` is what the user asked for.
+    """The address a redirect from `current` leads to; `typed` is what the user asked for. May look up names.
 
     Raises:
-        DownloadError: it leaves http(s), falls back from https, or leads into a private network.
+        DownloadError: it leaves http(s), falls back from https, or leads into a private network from outside of it.
     """
-    target = urljoin(current, location)
+    details, shown = {"reason": "redirect"}, without_credentials(typed)
     try:
-        check_url(target)
-    except InvalidRequestError:
-        raise DownloadError(f"The server redirects to {location[:200]!r}, which is not followed.") from None
-    if urlsplit(current).scheme == "https" and urlsplit(target).scheme == "http":
-        raise DownloadError(f"The server redirects from https to plain http ({target[:200]}), which is not followed.")
-    hosts = {urlsplit(typed).hostname, urlsplit(current).hostname}
-    host = urlsplit(target).hostname or ""
-    if host not in hosts and _is_internal(host):
+        target = check_url(urljoin(current, location))
+    except (InvalidRequestError, ValueError):
         raise DownloadError(
-            f"The server redirects to {host}, an address inside a private network, which is not followed.",
+            f"{shown} redirects to {location[:200]!r}, which is not followed.",
+            details,
+            hint="Only http and https addresses are fetched: give the address of the file itself.",
+        ) from None
+    if urlsplit(current).scheme == "https" and urlsplit(target).scheme == "http":
+        raise DownloadError(
+            f"{shown} redirects from https to plain http ({without_credentials(target)[:200]}), which is not followed.",
+            details,
+            hint="Anybody on the way could change the file. If that is acceptable, give the http address itself.",
+        )
+    host, start = urlsplit(target).hostname or "", urlsplit(typed).hostname or ""
+    if host in (start, urlsplit(current).hostname):
+        return target
+    inside = [address for address in _addresses(host) if not _is_public(address)]
+    if inside and not (all(map(_is_intranet, inside)) and _is_in_intranet(start)):
+        raise DownloadError(
+            f"{shown} redirects to {host}, an address inside a private network, which is not followed.",
+            details,
             hint="If that is meant, give that address itself.",
         )
     return target
@@ -65,20 +89,36 @@ def follow(typed: str, current: str, location: str) -> str:
 def same_host(one: str, other: str) -> bool:
     """Whether credentials for `one` may go to `other`: same scheme, host and port."""
     first, second = urlsplit(one), urlsplit(other)
-    return (first.scheme, first.netloc) == (second.scheme, second.netloc)
+    return (first.scheme, first.hostname, port_of(first)) == (second.scheme, second.hostname, port_of(second))
 
 
-def _is_internal(host: str) -> bool:
-    """Whether a name stands for an address that is not on the public internet. A name that does not resolve is not."""
+def _addresses(host: str) -> list[str]:
+    """What a name stands for; nothing, if it does not resolve."""
     try:
-        found = {info[4][0] for info in socket.getaddrinfo(host, None)}
-    except OSError:
-        return False
-    return any(not _is_public(str(address)) for address in found)
+        return list({str(info[4][0]) for info in socket.getaddrinfo(host, None)})
+    except (OSError, UnicodeError):
+        return []
+
+
+def _is_in_intranet(host: str) -> bool:
+    addresses = _addresses(host)
+    return bool(addresses) and all(map(_is_intranet, addresses))
 
 
 def _is_public(text: str) -> bool:
+    return _parsed(text).is_global
+
+
+def _is_intranet(text: str) -> bool:
+    address = _parsed(text)
+    return address not in _METADATA and any(address in network for network in _INTRANET)
+
+
+def _parsed(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
+    """The address; where IPv6 only wraps one of IPv4, that one."""
     address = ipaddress.ip_address(text.partition("%")[0])
-    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
-        return address.ipv4_mapped.is_global
-    return address.is_global
+    if isinstance(address, ipaddress.IPv4Address):
+        return address
+    if address in _NAT64:
+        return ipaddress.IPv4Address(int(address) & 0xFFFF_FFFF)
+    return address.ipv4_mapped or address.sixtofour or address

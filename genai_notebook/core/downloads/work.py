@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
+import copy
+import itertools
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 from genai_notebook.errors import DownloadError
 
+T = TypeVar("T")
 Report = Callable[[int, "int | None"], None]
 
 
@@ -35,7 +39,7 @@ class Work:
         self._cancelled = threading.Event()
         self._lock = threading.Lock()
         self._wakers: dict[int, Callable[[], None]] = {}
-        self._next = 0
+        self._numbers = itertools.count()
 
     @property
     def cancelled(self) -> bool:
@@ -65,8 +69,7 @@ class Work:
     def on_cancel(self, wake: Callable[[], None]) -> Iterator[None]:
         """Call `wake` (from any thread) when the work is cancelled inside of the block, or was before it."""
         with self._lock:
-            key = self._next
-            self._next += 1
+            key = next(self._numbers)
             self._wakers[key] = wake
             late = self._cancelled.is_set()
         try:
@@ -76,6 +79,35 @@ class Work:
         finally:
             with self._lock:
                 del self._wakers[key]
+
+    def abandonable(self, call: Callable[[], T], *, late: Callable[[T], object]) -> T:
+        """`call()`, on a thread that is left to itself when the work is cancelled; then `late` gets its result.
+
+        For what cannot be woken: looking up a name, connecting, waiting for an answer.
+        """
+        outcome: concurrent.futures.Future[T] = concurrent.futures.Future()
+
+        def run() -> None:
+            try:
+                outcome.set_result(call())
+            except BaseException as error:
+                outcome.set_exception(error)
+
+        threading.Thread(target=run, name="genai-notebook-connect", daemon=True).start()
+        woken = threading.Event()
+        outcome.add_done_callback(lambda _: woken.set())
+        with self.on_cancel(woken.set):
+            woken.wait()
+        if self.cancelled:
+            outcome.add_done_callback(lambda done: None if done.exception() else late(done.result()))
+            raise cancelled_error()
+        return outcome.result()
+
+    def reporting(self, report: Report) -> Work:
+        """The same work, for a part of it whose progress goes to `report`."""
+        part = copy.copy(self)  # one cancellation for both
+        part._report = report
+        return part
 
     def report(self, downloaded: int, total: int | None) -> None:
         if self._report is not None:

@@ -11,6 +11,7 @@ string is a u64 length and bytes; an array is a u32 element type, a u64 length a
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import re
@@ -23,8 +24,10 @@ from genai_notebook.core.schema import GGUFMetadata
 MAGIC = b"GGUF"
 MAX_STRING = 1 << 20
 MAX_HEADER = 64 << 20
-MAX_KEYS = 1 << 16
+MAX_KEYS = 1 << 14
 MAX_TENSORS = 1 << 18
+#: Arrays inside of an array. No model has any; llama.cpp refuses them.
+MAX_NESTED = 1024
 #: Numeric arrays up to this length are kept (per-layer head counts and the like), and so many elements in all.
 MAX_KEPT_ARRAY, MAX_KEPT_ELEMENTS = 4096, 1 << 16
 #: Longer strings stay out of `raw`; the chat template has a field of its own.
@@ -209,11 +212,11 @@ def _array(source: _Source, element: int, count: int, depth: int) -> list[Any] |
         raise GGUFError(f"an array of {count} elements at {source.place} is longer than the file")
     if element == _STRING:
         _skip_strings(source, count)
-    elif element == _ARRAY and depth < 2:
+    elif element == _ARRAY and depth < 2 and count <= MAX_NESTED:
         for _ in range(count):
             _array(source, source.scalar(4), source.scalar(10), depth + 1)
     elif element == _ARRAY:
-        raise GGUFError("its arrays are nested too deeply")
+        raise GGUFError("its arrays are nested too deeply, or too often")
     else:
         raise GGUFError(f"an array has the unknown element type {element}")
     return None
@@ -222,23 +225,27 @@ def _array(source: _Source, element: int, count: int, depth: int) -> list[Any] |
 def _skip_strings(source: _Source, count: int) -> None:
     """Walk over strings. The inner loop stays in the window: a vocabulary has hundreds of thousands of them."""
     unpack = _STRUCTS[10].unpack_from
-    done = 0
-    while done < count:
+    left = count
+    while left:
         source.need(8)
+        length = unpack(source.data, source.pos)[0]
+        if length > MAX_STRING:
+            raise GGUFError(f"a string of {length} bytes at {source.place} is past the limit of {MAX_STRING}")
+        source.need(8 + length)
         data, pos = source.data, source.pos
-        last = len(data) - 8
-        while done < count and pos <= last:
-            length = unpack(data, pos)[0]
-            if length > MAX_STRING:
-                raise GGUFError(f"a string of {length} bytes at {source.base + pos} is past the limit of {MAX_STRING}")
-            if pos + 8 + length > last + 8:
-                break
-            pos += 8 + length
-            done += 1
+        size = len(data)
+        passed = 0
+        # The window ends inside of a string, of its length or of its text.
+        with contextlib.suppress(struct.error):
+            for passed in range(left):  # noqa: B007 - counts the strings that are wholly in the window
+                end = pos + 8 + unpack(data, pos)[0]
+                if end > size:
+                    break
+                pos = end
+            else:
+                passed = left
         source.pos = pos
-        if done < count:
-            source.need(8)
-            source.need(8 + unpack(source.data, source.pos)[0])
+        left -= passed
 
 
 def _has_architecture(values: dict[str, Any]) -> bool:

@@ -47,11 +47,9 @@ def safe_file_name(name: str, fallback: str = "model.gguf") -> str:
     last = re.split(r"[/\\]", name)[-1]
     plain = unicodedata.normalize("NFKD", last).encode("ascii", "ignore").decode()
     plain = re.sub(r"[^A-Za-z0-9._-]+", "-", plain).strip("-. ")
-    stem, dot, ending = plain.rpartition(".")
-    if not dot:
-        stem, ending = plain, ""
-    if not stem or not ending:
-        return fallback if not plain else plain[:120]
-    if stem.split(".")[0].lower() in _RESERVED:
-        stem = f"{stem}-model"
-    return f"{stem[:120].rstrip('-. ')}.{ending[:16]}"
+    plain = re.sub(r"-*\.-*", ".", plain)
+    stem, dot, ending = plain.rpartition(".") if "." in plain else (plain, "", "")
+    first, more, rest = stem.partition(".")
+    if first.lower() in _RESERVED:
+        stem = f"{first}-model{more}{rest}"
+    return f"{stem[:120].rstrip('-. ')}{dot}{ending[:16].rstrip('-')}" or fallback

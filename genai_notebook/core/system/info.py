@@ -8,12 +8,21 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any, ClassVar
 
-from genai_notebook.core.schema import GPUInfo, MemoryEstimate, MemoryInfo, ModelInfo, RunCheck, SystemCapabilities
+from genai_notebook.core.schema import (
+    GPUInfo,
+    MemoryEstimate,
+    MemoryInfo,
+    ModelInfo,
+    Placement,
+    RunCheck,
+    SystemCapabilities,
+)
 from genai_notebook.core.settings import Settings
 from genai_notebook.core.system.estimate import (
     CACHE_BYTES,
     DEFAULT_CONTEXT,
     GIB,
+    SIZE_FACTOR,
     Load,
     context_length_of,
     estimate,
@@ -76,6 +85,16 @@ class SystemInfo:
     def get_memory_info(self) -> MemoryInfo:
         """RAM as it is right now."""
         return self._probe.memory()
+
+    def placement(self, size: int) -> Placement:
+        """Where a model of `size` bytes would go on this machine when nothing else is loaded: whole into VRAM ('vram'),
+        into RAM ('ram'), or nowhere ('no'). By rule of thumb (size × 1.2), as for every model without a header. Blocks.
+        """
+        needed = int(size * SIZE_FACTOR)
+        gpu = best_gpu(self._probe.gpus())
+        if gpu.available and gpu.vram and needed + VRAM_RESERVE <= gpu.vram:
+            return "vram"
+        return "ram" if needed <= self._probe.memory().total else "no"
 
     def clear_cache(self) -> None:
         """Forget what `detect` found; servers call it when they start and stop."""
