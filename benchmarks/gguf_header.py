@@ -1,4 +1,4 @@
-"""How long a GGUF header takes: the first 64 KiB of a file elsewhere, and the whole header of a file here.
+"""How long a GGUF header takes: the first 64 KiB of a file elsewhere, the whole header of a file here, hostile files.
 
     python benchmarks/gguf_header.py
 
@@ -7,6 +7,7 @@ The file is made on the spot: the keys of Gemma 3 with its 262,144 tokens, their
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import random
 import statistics
@@ -37,6 +38,7 @@ def main() -> int:
         memory = [peak(path, read_gguf)]
         reader = timed(lambda: run(path, "from gguf import GGUFReader as read"))
         start = timed(lambda: run(path, "from gguf import GGUFReader as read\nread = len"))
+        name, hostile = slowest_hostile(Path(folder))
     print(f"A header of {TOKENS} tokens:")
     line("the first 64 KiB", head)
     line("all of it", whole)
@@ -46,6 +48,7 @@ def main() -> int:
         verdict("64 KiB, ms", statistics.median(head), 5),
         verdict("all of it, ms", statistics.median(whole), 50),
         verdict("memory, MB", statistics.median(memory), 15),
+        verdict(f"the slowest hostile file ({name}), ms", hostile, 50),
         verdict("1000 × all of it ÷ GGUFReader", 1000 * statistics.median(whole) / (reader - start), 4),
     ]
     return 0 if all(good) else 1
@@ -57,6 +60,25 @@ def timed(work: Callable[[], object]) -> float:
     began = time.perf_counter()
     work()
     return 1000 * (time.perf_counter() - began)
+
+
+def slowest_hostile(folder: Path) -> tuple[str, float]:
+    """Which of the files that the tests keep for this takes longest to refuse, and how long."""
+    from genai_notebook.core.models.gguf import GGUFError, read_gguf
+    from tests.unit.test_gguf_hostile import HOSTILE
+
+    times = {}
+    for name, data in HOSTILE.items():
+        path = folder / "hostile.gguf"
+        path.write_bytes(data)
+
+        def refuse(path: Path = path) -> None:
+            with contextlib.suppress(GGUFError):
+                read_gguf(path)
+
+        times[name] = statistics.median(timed(refuse) for _ in range(5))
+    worst = max(times, key=lambda name: times[name])
+    return worst, times[worst]
 
 
 def run(path: Path, setup: str) -> None:

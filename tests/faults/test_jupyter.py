@@ -14,6 +14,8 @@ import pytest
 from jupyter_client.blocking.client import BlockingKernelClient
 
 from tests.fakes import eventually
+from tests.fakes.file_server import file_server
+from tests.fakes.gguf_files import write_gguf
 from tests.faults.conftest import Scene, gone, guard_of
 from tests.jupyter import JupyterServer
 from tests.models import LLM_ID, home_with_models
@@ -153,3 +155,35 @@ def test_sigkill_of_jupyter_with_a_real_llm(tmp_path: Path) -> None:
     server.kill()
     gone(engine.pid, guard)
     assert_none_left(tmp_path)
+
+
+def test_a_download_survives_the_kernel_that_asked_for_it(scene: Scene) -> None:
+    data = write_gguf(scene.folder / "x.gguf", {"general.architecture": "llama", "llama.block_count": 1}).read_bytes()
+    with file_server() as files, scene.jupyter() as server:
+
+        def slowly(handler: Any) -> None:
+            handler.send_response(200)
+            handler.send_header("Content-Length", str(len(data)))
+            handler.end_headers()
+            handler.wfile.write(data[:64])
+            handler.wfile.flush()
+            files.hold.wait(60)
+            handler.wfile.write(data[64:])
+
+        files.routes["/late.gguf"] = slowly
+        with kernel_of(server) as (id, one):
+            one.ok("%load_ext genai_notebook")
+            pid = kernel_pid(one)
+            one.client.execute(f"%genai download {files.url}/late.gguf")
+            eventually(lambda: [job["status"] for job in downloads(server)] == ["running"])
+            os.kill(pid, signal.SIGKILL)
+            gone(pid)
+            assert [job["status"] for job in downloads(server)] == ["running"]
+            files.hold.set()
+            eventually(lambda: [job["status"] for job in downloads(server)] == ["complete"])
+            server.request("DELETE", f"api/kernels/{id}")
+        assert "late" in [model["id"] for model in server.request("GET", "genai/models")["models"]]
+
+
+def downloads(server: JupyterServer) -> list[dict[str, Any]]:
+    return list(server.request("GET", "genai/downloads")["downloads"])
