@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
 import msgspec
 
@@ -99,7 +99,7 @@ def _convert(cls: type[S], value: dict[str, Any], names: dict[str, str]) -> S:
     try:
         return msgspec.convert(value, cls)
     except msgspec.ValidationError as error:
-        raise _explain(str(error), names) from None
+        raise _explain(cls, str(error), names) from None
 
 
 def _unfit(item: Any) -> str | None:
@@ -123,7 +123,7 @@ def _unfit_word(item: Any) -> str | None:
     return None if isinstance(item, (list, tuple, dict)) else _unfit(item)
 
 
-def _explain(text: str, names: dict[str, str]) -> InvalidRequestError:
+def _explain(cls: type[msgspec.Struct], text: str, names: dict[str, str]) -> InvalidRequestError:
     """Turn msgspec's message into one that begins with the field's name as the caller wrote it."""
     if missing := _MISSING.search(text):
         field = names.get(missing[1], missing[1])
@@ -135,6 +135,17 @@ def _explain(text: str, names: dict[str, str]) -> InvalidRequestError:
         inside = f"{field}: there" if field else "There"
         return InvalidRequestError(f"{inside} is no option {unknown[1]!r}.", {"field": field or unknown[1]})
     reason = _PATH.sub("", text).replace("`", "")
+    hint = None
+    if reason.startswith("Invalid enum value"):
+        kinds = {one.encode_name: one.type for one in msgspec.structs.fields(cls)}
+        hint = f"Valid ones: {', '.join(_literals(kinds.get(wire)))}."
     return InvalidRequestError(
-        f"{field}: {reason[:1].lower()}{reason[1:]}." if field else reason, {"field": field or None}
+        f"{field}: {reason[:1].lower()}{reason[1:]}." if field else reason, {"field": field or None}, hint=hint
     )
+
+
+def _literals(kind: Any) -> list[str]:
+    """Every fixed value in a type, as text."""
+    if get_origin(kind) is Literal:
+        return [str(value) for value in get_args(kind)]
+    return [text for part in get_args(kind) for text in _literals(part)]

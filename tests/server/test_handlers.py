@@ -183,6 +183,8 @@ class TestModels:
         assert answer.status == 400
         assert answer.error["details"]["field"] == "components"
         assert says in answer.error["message"]
+        if says == "boss":
+            assert "t5xxl" in answer.error["hint"]
 
     async def test_an_image_model_in_parts(self, call: Call, models: Models, tmp_path: Any) -> None:
         parts = {role: str(tiny_diffusion(tmp_path / f"{role}.gguf")) for role in ("vae", "diffusion_model")}

@@ -360,6 +360,16 @@ def test_registering_a_file_of_our_own(home: Path, server: FileServer, llm: Path
     run(home, use)
 
 
+def test_one_file_may_be_two_kinds_of_model(home: Path, tmp_path: Path) -> None:
+    async def use(manager: ModelManager) -> None:
+        path = str(tiny_llm(tmp_path / "a.gguf"))
+        one, two = [await manager.register_model(path=path, type=type) for type in ("diffusion", "llm")]
+        assert [(one.id, one.type), (two.id, two.type)] == [("a", "diffusion"), ("a-2", "llm")]
+        assert await manager.register_model(path=path, type="diffusion") == one
+
+    run(home, use)
+
+
 def test_several_registering_at_once_get_one_model(home: Path, llm: Path) -> None:
     async def use(manager: ModelManager) -> None:
         models = await asyncio.gather(*(manager.register_model(path=str(llm)) for _ in range(8)))
@@ -383,7 +393,7 @@ def test_a_file_that_is_no_model(home: Path, tmp_path: Path, content: bytes) -> 
 def test_paths_that_are_none(home: Path, tmp_path: Path) -> None:
     loop = tmp_path / "loop"
     loop.symlink_to(loop)
-    for path in (str(tmp_path / "missing"), str(tmp_path), "", "a\0b", str(loop), "/dev/null"):
+    for path in (str(tmp_path / "missing"), str(tmp_path), "", "a\0b", str(loop), "/dev/null", "/x/a\udcff.gguf"):
         with pytest.raises(InvalidRequestError) as caught:
             run(home, lambda manager, path=path: manager.register_model(path=path))  # type: ignore[misc]
         assert (caught.value.details or {})["field"] == "path"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from genai_notebook.core.downloads.hashing import parse_checksum
 from genai_notebook.core.downloads.work import Work
@@ -20,8 +20,11 @@ from genai_notebook.core.schema import DownloadConfig, GGUFMetadata, ModelFile, 
 from genai_notebook.errors import ChecksumError, DownloadError
 
 
-def download(config: DownloadConfig, store: ModelStore, fits: Fits, work: Work) -> ModelInfo:
+def download(config: DownloadConfig, store: ModelStore, placing: Callable[[], Fits], work: Work) -> ModelInfo:
     """Bring a model. One that is already there, whole, is returned at once. Blocks.
+
+    Args:
+        placing: looks at the machine and tells what fits; asked where no file is named.
 
     Raises:
         DownloadError, ChecksumError, InsufficientResourcesError, FileSystemError: as `ModelManager.download_model`.
@@ -29,7 +32,7 @@ def download(config: DownloadConfig, store: ModelStore, fits: Fits, work: Work) 
     if (model := store.find(answering(config))) is not None:
         return _there_already(model, work)
     if config.source == "huggingface" and config.file is None and config.components is None:
-        config = choose(config, fits, work)
+        config = choose(config, placing(), work)
     pieces = pieces_of(config, work)
     keys = [piece.key for piece in pieces]
     with Rooms(store.folder).entered(keys, work) as rooms:

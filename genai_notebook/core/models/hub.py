@@ -138,8 +138,8 @@ def _cached(repo: str, file: str, revision: str | None, sha256: str | None) -> P
 
     found = try_to_load_from_cache(repo, file, revision=revision)
     if isinstance(found, str):
-        return Path(found)
-    folder = Path(constants.HF_HUB_CACHE) / f"models--{repo.replace('/', '--')}"
+        return Path(os.path.abspath(found))
+    folder = Path(os.path.abspath(constants.HF_HUB_CACHE)) / f"models--{repo.replace('/', '--')}"
     blob = folder / "blobs" / (sha256 or "none")
     if not blob.is_file():
         return None

@@ -41,7 +41,8 @@ def register(store: ModelStore, path: Path, name: str | None, type: ModelType) -
     real = os.path.realpath(files[0])
 
     def same(record: ModelRecord) -> bool:
-        return os.path.realpath(record.files[0].path) == real
+        first = record.files[0]
+        return record.type == type and first.role is None and os.path.realpath(first.path) == real
 
     if store.folder.resolve() in Path(real).parents and store.find(same) is None:
         raise InvalidRequestError(

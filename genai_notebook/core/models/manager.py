@@ -7,6 +7,7 @@ loop; a download belongs to the manager, not to the loop that started it.
 from __future__ import annotations
 
 import asyncio
+import re
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -36,6 +37,8 @@ from genai_notebook.core.validation import from_keywords
 from genai_notebook.errors import InvalidRequestError
 
 T = TypeVar("T")
+#: What can stand in no path, or in no JSON.
+_UNFIT = re.compile(r"[\0\ud800-\udfff]")
 Progress = Callable[[int, "int | None"], Any]
 
 
@@ -133,7 +136,7 @@ class ModelManager:
             DownloadError: the hub cannot be reached, or refuses.
         """
         search.check_search(query, limit)
-        return await _interruptible(lambda work: search.search(query, limit, self._system.placement, work))
+        return await _interruptible(lambda work: search.search(query, limit, self._system.placing(), work))
 
     # ---- downloads
 
@@ -222,8 +225,8 @@ class ModelManager:
         await self._jobs.close()
 
     def _start(self, config: DownloadConfig, on_progress: Progress | None) -> Job[ModelInfo]:
-        fits = self._system.placement
-        job = self._jobs.start(name_of(config), config, lambda work: download(config, self.store, fits, work))
+        placing = self._system.placing
+        job = self._jobs.start(name_of(config), config, lambda work: download(config, self.store, placing, work))
         if on_progress is not None:
             job.listen(deliver_here(on_progress))
         return job
@@ -240,8 +243,8 @@ class ModelManager:
         """
         kind = _check_type(type)
         check_name(name)
-        if not isinstance(path, (str, Path)) or not str(path) or "\0" in str(path):
-            raise InvalidRequestError("path: must be the path of a file.", {"field": "path"})
+        if not isinstance(path, (str, Path)) or not str(path) or _UNFIT.search(str(path)):
+            raise InvalidRequestError("path: must be the path of a file, and valid Unicode.", {"field": "path"})
         return await asyncio.to_thread(local.register, self.store, Path(path), name, kind)
 
     async def create_model(self, *, name: str, file: str, type: str, write: Callable[[Path], object]) -> ModelInfo:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Sequence
 
@@ -34,18 +35,13 @@ def bits_of(quantization: str | None) -> int | None:
 def best_fit(files: Sequence[FoundFile]) -> FoundFile | None:
     """The best of the files that fit; None where none does.
 
-    A file that fits into VRAM goes before one that only fits into RAM, unless it has fewer than four bits per weight.
-    Of what remains the largest is taken, up to eight bits: beyond those only where there is nothing else.
+    Four to eight bits per weight go before more, which nobody notices, and those before fewer, which everybody does. In
+    each of these classes a file that fits into VRAM goes before one that only fits into RAM. Then the larger one is the
+    better one, up to eight bits.
     """
-    for place, least, most in (
-        ("vram", _GOOD, _ENOUGH),
-        ("ram", _GOOD, _ENOUGH),
-        ("vram", 0, _ENOUGH),
-        ("ram", 0, _ENOUGH),
-        ("vram", 0, 64),
-        ("ram", 0, 64),
-    ):
+    classes = ((_GOOD, _ENOUGH, max), (_ENOUGH, 64, min), (0, _GOOD, max))
+    for (least, most, pick), place in itertools.product(classes, ("vram", "ram")):
         fit = [file for file in files if file.fits == place and least <= (bits_of(file.quantization) or 0) <= most]
         if fit:
-            return max(fit, key=lambda file: file.size)
+            return pick(fit, key=lambda file: file.size)
     return None

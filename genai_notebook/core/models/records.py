@@ -14,7 +14,10 @@ from genai_notebook.core.utilities import now_iso
 def info_of(record: ModelRecord) -> ModelInfo:
     """The model that a record with absolute paths describes."""
     first = record.files[0]
-    roles = {file.role: file.path for file in record.files if file.role is not None}
+    roles: dict[str, str] = {}
+    for file in record.files:
+        if file.role is not None:
+            roles.setdefault(file.role, file.path)  # of numbered files, the first speaks for all
     shards = [file.path for file in record.files] if len(record.files) > 1 and not roles else None
     checksum = checksum_of(record.files)
     return ModelInfo(
@@ -28,7 +31,7 @@ def info_of(record: ModelRecord) -> ModelInfo:
         checksum=f"sha256:{checksum}" if checksum else None,
         supports_reasoning=record.supports_reasoning,
         gguf_metadata=record.gguf_metadata,
-        components={str(role): path for role, path in roles.items()} or None,
+        components=roles or None,
         shards=shards,
     )
 

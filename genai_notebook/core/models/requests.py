@@ -219,8 +219,11 @@ def _check_part(part: PartConfig, role: Role | None) -> None:
         raise refuse("file", "is required")
     if part.url is not None:
         check_url(part.url, "components" if role else "url")
-    if part.path is not None and not os.path.isabs(part.path):
-        raise refuse("path", "must be absolute")
+    if part.path is not None:
+        if not os.path.isabs(part.path):
+            raise refuse("path", "must be absolute")
+        if re.search(r"[\0\ud800-\udfff]", part.path):
+            raise refuse("path", "holds characters that are none")
     version = _VERSION if source == "pypi" else _REVISION
     for field, pattern, what in (
         ("repo", _REPO, "must be like owner/name"),
@@ -239,13 +242,15 @@ def _check_part(part: PartConfig, role: Role | None) -> None:
             parse_checksum(part.checksum)
         except InvalidRequestError:
             raise refuse("checksum", "must be a SHA-256") from None
+        if part.checksum is not None and shard_names(part.path or part.file or urlsplit(part.url or "").path):
+            raise refuse("checksum", "there is none for numbered files that are a part")
 
 
 def _same_origin(known: ModelFile, part: PartConfig) -> bool:
     if known.source.type != part.source:
         return False
     if part.path is not None:
-        return os.path.realpath(known.path) == os.path.realpath(part.path)
+        return _same_place(known.path, _first_name(part.path))
     wanted = source_of(part)
     return (
         _same_file(known.source, wanted.file)
@@ -264,6 +269,14 @@ def _same_file(known: ModelSource, wanted: str | None) -> bool:
     if known.type == "pypi":
         names.add(known.file.rpartition("/")[2])
     return _first_name(wanted) in names
+
+
+def _same_place(one: str, other: str) -> bool:
+    """Whether both lead to the same file, which may have several names."""
+    try:
+        return os.path.samefile(one, other)
+    except OSError:
+        return os.path.realpath(one) == os.path.realpath(other)
 
 
 def _first_name(name: str) -> str:

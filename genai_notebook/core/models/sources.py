@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import stat
 from pathlib import Path
 from urllib.parse import unquote, urlsplit, urlunsplit
 
@@ -10,6 +11,7 @@ import msgspec
 from genai_notebook.core.downloads.hashing import parse_checksum
 from genai_notebook.core.downloads.work import Work
 from genai_notebook.core.models.files import Expect
+from genai_notebook.core.models.ids import safe_file_name
 from genai_notebook.core.models.pieces import Piece
 from genai_notebook.core.models.requests import Wish, file_name_of, source_of, wishes
 from genai_notebook.core.models.shards import safe_shard_names, shard_names
@@ -61,20 +63,26 @@ def _addresses(part: PartConfig, role: Role | None, expect: Expect) -> list[Piec
 
 
 def _local(part: PartConfig, role: Role | None, expect: Expect) -> list[Piece]:
-    path = Path(part.path or "")
-    try:
-        size = path.stat().st_size
-    except OSError as error:
-        raise DownloadError(f"{path} cannot be read: {error.strerror}.", {"reason": "unreadable"}) from error
-    return [
-        Piece(
-            name=file_name_of(part),
-            source=ModelSource(type="local", file=path.name),
-            expect=expect,
-            role=role,
-            local=path,
-            in_place=True,
-            size=size,
-            sha256=parse_checksum(part.checksum),
+    given = Path(part.path or "")
+    pieces: list[Piece] = []
+    for name in shard_names(given.name) or [given.name]:
+        path = given.with_name(name)
+        try:
+            status = path.stat()
+        except OSError as error:
+            raise DownloadError(f"{path} cannot be read: {error.strerror}.", {"reason": "unreadable"}) from error
+        if not stat.S_ISREG(status.st_mode):
+            raise DownloadError(f"{path} is no model: it is not a regular file.", {"reason": "not-a-model"})
+        pieces.append(
+            Piece(
+                name=safe_file_name(name),
+                source=ModelSource(type="local", file=name),
+                expect="shard" if pieces else expect,
+                role=role,
+                local=path,
+                in_place=True,
+                size=status.st_size,
+                sha256=parse_checksum(part.checksum),
+            )
         )
-    ]
+    return pieces

@@ -167,6 +167,7 @@ class ModelStore:
         draft = private_folder(incoming_folder(self.folder) / f"new-{secrets.token_hex(8)}")
         id, folder = self._free_id(model_id(record.name, record.files[0].path))
         record = msgspec.structs.replace(record, id=id)
+        model = info_of(self._placed(record, id, str(folder)))  # nothing comes in that would be broken
         try:
             for file in files:
                 _put(file, draft / file.name)
@@ -176,7 +177,7 @@ class ModelStore:
             raise write_error(error, folder) from error
         finally:
             shutil.rmtree(draft, ignore_errors=True)
-        return info_of(self._placed(record, id, str(folder)))
+        return model
 
     def _free_id(self, base: str) -> tuple[str, Path]:
         for number in range(1, 10_000):

@@ -86,15 +86,19 @@ class SystemInfo:
         """RAM as it is right now."""
         return self._probe.memory()
 
-    def placement(self, size: int) -> Placement:
-        """Where a model of `size` bytes would go on this machine when nothing else is loaded: whole into VRAM ('vram'),
-        into RAM ('ram'), or nowhere ('no'). By rule of thumb (size × 1.2), as for every model without a header. Blocks.
+    def placing(self) -> Callable[[int], Placement]:
+        """Look at the machine (blocks). The function that is returned tells where a model of so many bytes would go when
+        nothing else is loaded: whole into VRAM ('vram'), into RAM ('ram'), or nowhere ('no'). By rule of thumb
+        (size × 1.2), as for every model without a header.
         """
-        needed = int(size * SIZE_FACTOR)
-        gpu = best_gpu(self._probe.gpus())
-        if gpu.available and gpu.vram and needed + VRAM_RESERVE <= gpu.vram:
-            return "vram"
-        return "ram" if needed <= self._probe.memory().total else "no"
+        gpu, memory = best_gpu(self._probe.gpus()), self._probe.memory()
+        vram = (gpu.vram or 0) - VRAM_RESERVE if gpu.available else 0
+
+        def place(size: int) -> Placement:
+            needed = int(size * SIZE_FACTOR)
+            return "vram" if needed <= vram else "ram" if needed <= memory.total else "no"
+
+        return place
 
     def clear_cache(self) -> None:
         """Forget what `detect` found; servers call it when they start and stop."""
