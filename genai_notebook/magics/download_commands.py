@@ -244,14 +244,10 @@ def search_models(shell: Shell, arguments: argparse.Namespace) -> list[FoundRepo
         found = run(model_manager.search_models(words, arguments.limit))
         rows = [row for repo in found for row in _rows(repo)]
         headers = ("Repository", "File", "Quantisation", "Size", "Fits")
-        live.finish(views.table(headers, rows, title=_heading(found), empty=f"Nothing was found for {words!r}."))
-    return found
-
-
-def _heading(found: Sequence[FoundRepo]) -> str:
+        live.finish(views.table(headers, rows, empty=f"Nothing was found for {words!r}."))
     if any(repo.choice for repo in found):
-        return "* is what %genai download OWNER/REPO fetches: the best quantisation that fits this machine"
-    return ""
+        shell.emit(views.caption("%genai download OWNER/REPO takes the best quantisation that fits this machine."))
+    return found
 
 
 def _rows(repo: FoundRepo) -> list[tuple[str, ...]]:
@@ -265,7 +261,7 @@ def _rows(repo: FoundRepo) -> list[tuple[str, ...]]:
 
 def _row(name: str, file: FoundFile, choice: str | None) -> tuple[str, ...]:
     parts = f" and {file.shards - 1} more" if file.shards and file.shards > 1 else ""
-    mark = " *" if file.file == choice else ""
+    mark = ", the best" if file.file == choice else ""
     return name, f"{file.file}{parts}", file.quantization or "", views.size(file.size), _FITS[file.fits] + mark
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from tests.browser.lab import Lab, lab
+from tests.fakes.hub import FakeHub, fake_hub
 from tests.models import home_with_models
 
 CHROMIUM = Path("/usr/bin/chromium")
@@ -39,9 +40,17 @@ def page(browser: Any) -> Iterator[Any]:
 
 
 @pytest.fixture(scope="session")
-def jupyterlab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+def hub() -> Iterator[FakeHub]:
+    """JupyterLab's Hugging Face."""
+    with fake_hub() as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def jupyterlab(tmp_path_factory: pytest.TempPathFactory, hub: FakeHub) -> Iterator[Lab]:
     """One JupyterLab for all browser tests, with the starter LLM and the check model registered."""
     folder = tmp_path_factory.mktemp("lab")
     home = home_with_models(folder).settings.home
-    with lab(folder / "server", home) as server:
+    environ = {"HF_ENDPOINT": hub.url, "HF_HOME": str(folder / "hf"), "HF_TOKEN": ""}
+    with lab(folder / "server", home, **environ) as server:
         yield server

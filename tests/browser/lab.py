@@ -38,7 +38,7 @@ class Lab:
         process: the server's process.
     """
 
-    def __init__(self, folder: Path, home: Path) -> None:
+    def __init__(self, folder: Path, home: Path, **more: str) -> None:
         self.root = folder / "notebooks"
         self.log = folder / "server.log"
         self.port, self.token = free_port(), secrets.token_hex(16)
@@ -58,7 +58,7 @@ class Lab:
             ),
             *("--LabApp.expose_app_in_browser=True", "--allow-root"),
         ]
-        environ = {**environment(folder, home), "JUPYTERLAB_SETTINGS_DIR": str(folder / "settings")}
+        environ = {**environment(folder, home), "JUPYTERLAB_SETTINGS_DIR": str(folder / "settings"), **more}
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
                 command, env=environ, cwd=folder, stdout=log, stderr=log, start_new_session=True
@@ -102,8 +102,8 @@ class Lab:
 
 
 @contextmanager
-def lab(folder: Path, home: Path) -> Iterator[Lab]:
-    server = Lab(folder, home)
+def lab(folder: Path, home: Path, **environ: str) -> Iterator[Lab]:
+    server = Lab(folder, home, **environ)
     try:
         yield server
     finally:
@@ -126,6 +126,10 @@ class NotebookPage:
     def _listen(self, message: Any) -> None:
         if message.type == "error":
             self.complaints.append(f"{message.text} ({message.location.get('url')})")
+
+    def start_all(self) -> None:
+        """Execute all cells, without waiting for them."""
+        self.page.evaluate("() => { window.jupyterapp.commands.execute('notebook:run-all-cells') }")
 
     def run_all(self) -> None:
         """Execute all cells, and wait until the last one has a number."""

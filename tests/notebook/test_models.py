@@ -54,7 +54,7 @@ def test_search_says_what_fits_and_what_would_be_fetched(scene: Scene) -> None:
     assert "owner/Tiny-GGUF (1,234 downloads)" in text
     assert "access must be granted" in text
     lines = {line.split("gguf ", 1)[0].strip(): line for line in text.splitlines() if ".gguf " in line}
-    (chosen,) = [line for line in text.splitlines() if "in RAM *" in line and "Tiny-Q" in line]
+    (chosen,) = [line for line in text.splitlines() if "in RAM, the best" in line and "Tiny-Q" in line]
     assert "Tiny-Q8_0.gguf" in chosen
     assert any("Tiny-BF16.gguf" in line and line.endswith("too big") for line in lines.values())
     assert "Tiny-Q2_K-00001-of-00002.gguf and 1 more" in text

@@ -87,7 +87,7 @@ class SystemInfo:
         return self._probe.memory()
 
     def placing(self) -> Callable[[int], Placement]:
-        """Look at the machine (blocks). The function that is returned tells where a model of so many bytes would go when
+        """Look at the machine (blocks). What is returned tells where a model of so many bytes would go when
         nothing else is loaded: whole into VRAM ('vram'), into RAM ('ram'), or nowhere ('no'). By rule of thumb
         (size × 1.2), as for every model without a header.
         """
