@@ -5,16 +5,20 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import socket
 import threading
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler
+from io import FileIO
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import pytest
 
 from genai_notebook.core.downloads import disk
 from genai_notebook.core.downloads import fetch as fetch_module
-from genai_notebook.core.downloads.fetch import Fetch, fetch
+from genai_notebook.core.downloads import part as part_module
+from genai_notebook.core.downloads.fetch import Fetch, fetch, peek
 from genai_notebook.core.downloads.urls import _is_public, check_url, follow, without_credentials
 from genai_notebook.core.downloads.work import Work, is_cancelled
 from genai_notebook.errors import (
@@ -38,15 +42,30 @@ def server() -> Iterator[FileServer]:
 
 @pytest.fixture
 def target(tmp_path: Path) -> Iterator[Path]:
-    """Where to; whatever happens, no partial stays."""
+    """Where to; beside a finished file, nothing stays."""
     folder = tmp_path / "files"
     folder.mkdir()
-    yield folder / "a.bin"
-    assert [path.name for path in folder.iterdir() if path.name != "a.bin"] == []
+    target = folder / "a.bin"
+    yield target
+    if target.exists():
+        assert [path.name for path in folder.iterdir()] == ["a.bin"]
+
+
+@pytest.fixture(autouse=True)
+def _no_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fetch_module, "BACKOFF", 0.001)
 
 
 def get(url: str, target: Path, work: Work | None = None, **more: Any) -> Any:
     return fetch(Fetch(url=url, target=target, **more), work or Work())
+
+
+def void(_: object) -> None:
+    """For routes, which return nothing."""
+
+
+def used(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.iterdir())
 
 
 def test_a_good_file(server: FileServer, target: Path) -> None:
@@ -88,12 +107,68 @@ def test_a_wrong_checksum(server: FileServer, target: Path) -> None:
      ({"length": -1}, len(BODY) + 1), ({"length": -1}, len(BODY) - 1)],
 )  # fmt: skip
 def test_wrong_lengths(server: FileServer, target: Path, served: dict[str, int], promised: int | None) -> None:
-    with pytest.raises(DownloadError):
+    with pytest.raises(DownloadError) as caught:
         get(server.add("/a", BODY, **served), target, size=promised)  # type: ignore[arg-type]
-    assert not target.exists()
+    assert (caught.value.details or {})["reason"] == "length"
+    assert list(target.parent.iterdir()) == []
 
 
-@pytest.mark.parametrize("status", [204, 206, 401, 403, 404, 429, 500, 503])
+def test_a_body_shorter_than_it_is(server: FileServer, target: Path) -> None:
+    """Announced too short: there is no telling but by the checksum."""
+    with pytest.raises(ChecksumError):
+        get(server.add("/a", BODY, length=len(BODY) - 10), target, sha256=DIGEST)
+    assert list(target.parent.iterdir()) == []
+
+
+@pytest.mark.parametrize("length", ["-5", "3.5", "many", "1, 2", "²"])
+def test_lengths_that_are_none(server: FileServer, target: Path, length: str) -> None:
+    """Then the body ends where the connection does."""
+
+    def route(handler: BaseHTTPRequestHandler) -> None:
+        handler.wfile.write(f"HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n".encode("latin-1") + BODY)
+
+    server.routes["/a"] = route
+    assert get(server.url + "/a", target).sha256 == DIGEST
+
+
+def test_chunked_bodies(server: FileServer, target: Path) -> None:
+    head, pieces = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nContent-Length: 7\r\n\r\n", [BODY[:10], BODY[10:]]
+    chunks = b"".join(b"%x\r\n%b\r\n" % (len(piece), piece) for piece in pieces)
+    answers = [head + chunks, head + chunks + b"0\r\n\r\n"]  # the first breaks off before its end
+    server.routes["/a"] = lambda handler: void(handler.wfile.write(answers.pop(0)))
+    assert get(server.url + "/a", target).sha256 == DIGEST
+    assert answers == []
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [b"", b"nonsense\r\n\r\n", b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 200, b"HTTP/1.1 200 OK\r\nX: " + b"y" * 70000],
+)
+def test_answers_that_are_none(server: FileServer, target: Path, answer: bytes) -> None:
+    server.routes["/a"] = lambda handler: void(handler.wfile.write(answer))
+    with pytest.raises(DownloadError) as caught:
+        get(server.url + "/a", target)
+    assert caught.value.hint
+    assert len(server.seen) == fetch_module.RETRIES + 1
+
+
+def test_an_endless_body(server: FileServer, target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fetch_module, "_SPACE_CHECK", 1 << 20)
+    monkeypatch.setattr(disk, "free_space", lambda folder: (8 << 20) + disk.RESERVE - used(folder))
+
+    def route(handler: BaseHTTPRequestHandler) -> None:
+        handler.send_response(200)
+        handler.end_headers()
+        while True:
+            handler.wfile.write(BODY)
+
+    server.routes["/a"] = route
+    with pytest.raises(InsufficientResourcesError):
+        get(server.url + "/a", target)
+    assert list(target.parent.iterdir()) == []  # the disk is as free as before
+
+
+@pytest.mark.parametrize("status", [204, 401, 403, 404, 429, 500, 503])
 def test_other_statuses(server: FileServer, target: Path, status: int) -> None:
     with pytest.raises(DownloadError, match=str(status)):
         get(server.add("/a", b"", status=status), target)
@@ -182,6 +257,37 @@ def test_redirects_that_are_fine_or_not() -> None:
         follow("https://8.8.8.8/a", "https://8.8.8.8/a", "http://8.8.8.8/b")
 
 
+def test_redirects_inside_an_intranet(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = {"mirror.lan": ["192.168.7.1"], "models.example": ["8.8.8.8"], "both.example": ["8.8.8.8", "10.0.0.1"]}
+
+    def look_up(host: str, port: object) -> list[Any]:
+        return [(0, 0, 0, "", (address, 0)) for address in names.get(host, [host])]
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    for typed in ("http://mirror.lan/a", "http://10.1.2.3/a", "http://[fd12::1]/a", "http://100.64.0.9/a"):
+        for to in ("http://10.9.9.9/b", "http://[fd00::2]:81/b", "http://172.31.0.1/", "http://8.8.8.8/b"):
+            assert follow(typed, typed, to) == to
+        for to in ("http://127.0.0.1/", "http://[::1]/", "http://169.254.169.254/", "http://[fe80::1]/", "http://0.0.0.0/",
+                   "http://[fd00:ec2::254]/", "http://100.100.100.200/", "http://[::ffff:127.0.0.1]/"):  # fmt: skip
+            with pytest.raises(DownloadError, match="private network"):
+                follow(typed, typed, to)
+    for typed in ("http://models.example/a", "http://both.example/a", "http://127.0.0.1/a", "http://169.254.1.1/a"):
+        for to in ("http://10.9.9.9/b", "http://both.example/c", "http://[64:ff9b::a00:1]/", "http://[2002:a00:1::]/"):
+            if to.split("/")[2] != typed.split("/")[2]:
+                with pytest.raises(DownloadError, match="private network"):
+                    follow(typed, typed, to)
+
+
+def test_a_redirect_that_is_not_quoted(server: FileServer, target: Path) -> None:
+    server.routes["/a"] = lambda handler: void(
+        handler.wfile.write("HTTP/1.1 302 Found\r\nLocation: /b/é?x=ü\r\n\r\n".encode())
+    )
+    server.add("/b/%C3%A9", BODY)
+    get(server.url + "/a", target)
+    assert target.read_bytes() == BODY
+    assert server.seen[1][1] == "/b/%C3%A9?x=%C3%BC"
+
+
 def test_public_addresses() -> None:
     assert _is_public("8.8.8.8")
     assert _is_public("::ffff:8.8.8.8")
@@ -215,24 +321,29 @@ def test_no_room_before_the_body(server: FileServer, target: Path, monkeypatch: 
 
 
 def test_a_disk_that_fills_up_while_writing(server: FileServer, target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = fetch_module._open_new
+    real = part_module._open
 
     class Full:
-        def __init__(self, file: BinaryIO) -> None:
+        """A file on a disk with room for a megabyte."""
+
+        def __init__(self, file: FileIO) -> None:
             self.file = file
 
-        def __enter__(self) -> Full:
-            return self
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.file, name)
 
-        def __exit__(self, *_: object) -> None:
-            self.file.close()
+        def write(self, data: bytes) -> int:
+            if self.file.tell() >= 1 << 20:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return self.file.write(data)
 
-        def write(self, data: bytes) -> None:
-            raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(fetch_module, "_open_new", lambda path: Full(real(path)))
-    with pytest.raises(InsufficientResourcesError):
-        get(server.add("/a", BODY), target)
+    file = server.add_file("/a", BODY)
+    with monkeypatch.context() as patch:
+        patch.setattr(part_module, "_open", lambda path: Full(real(path)))
+        with pytest.raises(InsufficientResourcesError):
+            get(file.url, target)
+    assert peek(target) is not None  # what fitted is kept
+    assert get(file.url, target).sha256 == DIGEST
 
 
 def test_a_folder_that_cannot_be_written(server: FileServer, tmp_path: Path) -> None:
@@ -241,16 +352,18 @@ def test_a_folder_that_cannot_be_written(server: FileServer, tmp_path: Path) -> 
 
 
 @pytest.mark.skipif(os.name != "posix", reason="links")
-def test_links_planted_at_the_partials_name_are_not_written_through(
+def test_links_planted_beside_the_target_are_not_written_through(
     server: FileServer, target: Path, tmp_path: Path
 ) -> None:
     victim = tmp_path / "victim"
     victim.write_text("mine")
     for plant in (os.symlink, os.link):
-        plant(victim, target.with_name("a.bin.part"))
-        get(server.add("/a", BODY), target)
-        assert victim.read_text() == "mine"
-        assert target.read_bytes() == BODY
+        for name in ("a.bin.part", "a.bin.part.json"):
+            plant(victim, target.with_name(name))
+            get(server.add_file("/a", BODY).url, target)
+            assert victim.read_text() == "mine"
+            assert target.read_bytes() == BODY
+            target.unlink()
 
 
 def test_the_beginning_is_shown_and_may_be_refused(server: FileServer, target: Path) -> None:
@@ -263,6 +376,7 @@ def test_the_beginning_is_shown_and_may_be_refused(server: FileServer, target: P
     get(server.add("/a", BODY), target, inspect=inspect)
     assert len(shown) == 2
     assert (1 << 16) <= shown[0] < shown[1]
+    target.unlink()
 
     def refuse(data: bytes) -> bool:
         raise DownloadError("no model")
@@ -271,3 +385,6 @@ def test_the_beginning_is_shown_and_may_be_refused(server: FileServer, target: P
         get(server.url + "/a", target, inspect=refuse)
     with pytest.raises(DownloadError, match="no model"):  # shorter than the first look
         get(server.add("/b", b"<html>"), target, inspect=refuse)
+    with pytest.raises(DownloadError, match="no model"):
+        get(server.add_file("/c", BODY).url, target, inspect=refuse)
+    assert list(target.parent.iterdir()) == []

@@ -11,7 +11,6 @@ import email.utils
 import http.client
 import threading
 import time
-from collections.abc import Iterator
 from urllib.parse import quote, urlsplit
 
 from genai_notebook._version import __version__
@@ -65,38 +64,38 @@ class Reply:
         Raises:
             PassingError: the connection broke or stalled, or the body is shorter than announced.
         """
-        count, until = 0, time.monotonic() + _GATHERING
-        while count < len(buffer) and self._error is None:
-            try:
-                more = self._piece(buffer[count:])
-            except DownloadError as error:
-                self._error = error  # what came before it comes first
-                break
-            count += more
-            if not more or time.monotonic() > until:
-                break
-        if self._error is not None and (not count or self._lines.ended):
+        count, until = 0, 0.0
+        try:
+            while self._error is None and (more := self._piece(buffer[count:])):
+                count += more
+                if count == len(buffer):
+                    break
+                now = time.monotonic()
+                until = until or now + _GATHERING
+                if now >= until or not self._line.has_more(until - now):
+                    break
+            if not count and self._error is None and self._response.length:
+                self._error = _too_short(self._shown)
+        except _TROUBLE as error:
+            self._error = _typed(error, self._shown)  # what came before it comes first
+        if self._lines.ended:
+            # A body that we cut short must not look as if that were its end.
+            raise PassingError(f"The download of {self._shown} was ended.", {"reason": "broken"})
+        if self._error is not None and not count:
             raise self._error
         return count
 
     def _piece(self, buffer: memoryview) -> int:
         response = self._response
-        with _exchange(self._shown):
-            if response.isclosed():
-                count = 0
-            elif response.chunked:
-                piece = response.read1(len(buffer))
-                count = len(piece)
-                buffer[:count] = piece
-            else:
-                count = response.fp.readinto1(buffer[: response.length])
-                if response.length is not None:
-                    response.length -= count
-        if self._lines.ended:
-            # A body that we cut short must not look as if that were its end.
-            raise PassingError(f"The download of {self._shown} was ended.", {"reason": "broken"})
-        if not count and response.length:
-            raise PassingError(f"The download of {self._shown} ended too early.", {"reason": "length"}, hint=_LATER)
+        if response.isclosed():
+            return 0
+        if response.chunked:
+            piece = response.read1(len(buffer))
+            buffer[: len(piece)] = piece
+            return len(piece)
+        count = response.fp.readinto1(buffer[: response.length])
+        if response.length is not None:
+            response.length -= count
         return count
 
     def close(self) -> None:
@@ -193,13 +192,14 @@ class Client:
 
     def _exchanged(self, line: Line, url: str, shown: str, headers: dict[str, str]) -> Reply:
         try:
-            with _exchange(shown):
-                line.http.request("GET", line.prefix + _target(url), headers=line.headers | headers)
-                response = line.http.getresponse()
-        except BaseException:
+            _check_headers(headers)
+            line.http.request("GET", line.prefix + _target(url), headers=line.headers | headers)
+            return Reply(self._lines, line, line.http.getresponse(), url)
+        except BaseException as error:
             self._lines.drop(line)
+            if isinstance(error, _TROUBLE):
+                raise _typed(error, shown) from error
             raise
-        return Reply(self._lines, line, response, url)
 
     def _refusal(self, reply: Reply) -> DownloadError:
         shown, details = without_credentials(self.url), {"reason": "status", "status": reply.status}
@@ -225,6 +225,17 @@ def _with_login(headers: dict[str, str], url: str) -> dict[str, str]:
     return headers | login(url, "Authorization")
 
 
+def _check_headers(headers: dict[str, str]) -> None:
+    """As http.client would, but without a word of what may be a secret."""
+    for name, value in headers.items():
+        if not value.isprintable() or not value.isascii():
+            raise DownloadError(
+                f"The header {name} holds characters that HTTP does not know.",
+                {"reason": "header"},
+                hint="Look for line breaks and foreign letters in the token.",
+            )
+
+
 def _readable(location: str) -> str:
     """A Location as it was meant: http.client takes for Latin-1 what is UTF-8 nearly always."""
     with contextlib.suppress(UnicodeError):
@@ -243,20 +254,19 @@ def _seconds(retry_after: str | None) -> float | None:
         return None
 
 
-@contextlib.contextmanager
-def _exchange(shown: str) -> Iterator[None]:
-    """What goes wrong on a connection that stands, as our errors."""
-    try:
-        yield
-    except TimeoutError as error:
-        raise PassingError(
-            f"No byte from {shown} within the time limit.", {"reason": "stalled"}, hint=_LATER
-        ) from error
-    except http.client.IncompleteRead as error:
-        raise PassingError(f"The download of {shown} ended too early.", {"reason": "length"}, hint=_LATER) from error
-    except UnicodeError as error:  # before ValueError, which it is: the header may be a secret, so it is not shown
-        raise DownloadError("A header or address holds characters that HTTP does not know.") from error
-    except (OSError, http.client.HTTPException, ValueError, AttributeError) as error:
-        # Where another thread has shut the connection down, http.client fails in ways of its own.
-        what = str(error) or type(error).__name__
-        raise PassingError(f"The download of {shown} broke off: {what}", {"reason": "broken"}, hint=_LATER) from error
+def _too_short(shown: str) -> PassingError:
+    return PassingError(f"The download of {shown} ended too early.", {"reason": "length"}, hint=_LATER)
+
+
+#: What goes wrong on a connection that stands. Where another thread has ended it, http.client fails in ways of its own.
+_TROUBLE = (OSError, http.client.HTTPException, ValueError, AttributeError)
+
+
+def _typed(error: Exception, shown: str) -> PassingError:
+    """One of `_TROUBLE` as our error."""
+    if isinstance(error, TimeoutError):
+        return PassingError(f"No byte from {shown} within the time limit.", {"reason": "stalled"}, hint=_LATER)
+    if isinstance(error, http.client.IncompleteRead):
+        return _too_short(shown)
+    what = str(error) or type(error).__name__
+    return PassingError(f"The download of {shown} broke off: {what}", {"reason": "broken"}, hint=_LATER)

@@ -41,6 +41,7 @@ BEGINNINGS = 3
 FIRST, MAX_HEAD = 64 << 10, 64 << 20
 #: A body of unknown length is weighed against the disk each time that much has come.
 _SPACE_CHECK = 64 << 20
+_ANOTHER = "The file there is another one than was expected: look at its source again."
 
 T = TypeVar("T")
 #: Gets the first bytes of the body; True: satisfied, False: it wants more of them. It raises to refuse the download.
@@ -111,7 +112,7 @@ def peek(target: Path) -> tuple[int, int | None] | None:
 def read_head(url: str, headers: dict[str, str], enough: Callable[[bytes], bool], work: Work) -> Head:
     """The first bytes of a file elsewhere: 64 KiB, and more while they are not `enough`. Errors as `fetch`."""
     check_url(url)
-    client = Client(url, headers)
+    client, shown = Client(url, headers), without_credentials(url)
     data, size, validator = bytearray(), None, None
     buffer = memoryview(bytearray(FIRST))
     try:
@@ -120,16 +121,16 @@ def read_head(url: str, headers: dict[str, str], enough: Callable[[bytes], bool]
                 wanted = max(FIRST, 4 * len(data))
                 reply = asked(client, range_headers(len(data), wanted, validator), work)
                 try:
+                    if reply.status == 416:
+                        return Head(data=bytes(data), size=len(data))  # there is nothing behind it
+                    check_encoding(reply, shown)
                     start, size = range_of(reply) if reply.status == 206 else (0, reply.length)
                     validator = validator_of(reply)
                     if start not in (0, len(data)):
-                        raise other_range(without_credentials(url))
+                        raise other_range(shown)
                     del data[start:]
                     before = len(data)
-                    while len(data) < wanted and reply.status != 416:
-                        count = read(reply, buffer[: wanted - len(data)], work)
-                        if not count:
-                            break
+                    while len(data) < wanted and (count := read(reply, buffer[: wanted - len(data)], work)):
                         data += buffer[:count]
                 finally:
                     reply.close()
@@ -231,7 +232,7 @@ class _Download:
         self._refused = True
         satisfied = self.request.inspect(self.part.beginning(MAX_HEAD))
         if not (satisfied or self._whole()) and self.part.front >= MAX_HEAD:
-            raise DownloadError(f"{self.shown} has no end to its header.", {"reason": "not-a-model"})
+            raise DownloadError(f"{self.shown} has no end to its header.", {"reason": "not-a-model"}, hint=_ANOTHER)
         self._refused = False
         return satisfied or self._whole()
 
@@ -248,7 +249,9 @@ class _Download:
             size = range_of(reply)[1] if reply.status == 206 else reply.length
             promised = self.request.size
             if size is not None and promised is not None and size != promised:
-                raise DownloadError(f"{self.shown} has {size} bytes, {promised} were promised.", *_LENGTH)
+                raise DownloadError(
+                    f"{self.shown} has {size} bytes, {promised} were promised.", {"reason": "length"}, hint=_ANOTHER
+                )
             self.size = size if size is not None else promised
             validator = validator_of(reply)
             self.ranges = reply.status == 206 and (validator is not None or self.request.sha256 is not None)
@@ -284,7 +287,7 @@ class _Download:
             at += count
             self.work.report(self.part.done, self.size)
         if at == first:
-            raise PassingError(f"{self.shown} sends nothing.", *_LENGTH)
+            raise PassingError(f"{self.shown} sends nothing.", {"reason": "length"}, hint="Try again later.")
 
     def _read_on(self, wanted: int) -> None:
         """More of the one body there is."""
@@ -296,7 +299,9 @@ class _Download:
                 self._end_at(at)
                 return
             if self.size is not None and at + count > self.size:
-                raise DownloadError(f"{self.shown} sends more than the {self.size} bytes promised.", *_LENGTH)
+                raise DownloadError(
+                    f"{self.shown} sends more than the {self.size} bytes promised.", {"reason": "length"}, hint=_ANOTHER
+                )
             if self.size is None and at // _SPACE_CHECK != (at + count) // _SPACE_CHECK:
                 ensure_space(self.part.target.parent, _SPACE_CHECK)
             self.part.write(at, self._buffer[:count])
@@ -305,7 +310,11 @@ class _Download:
 
     def _end_at(self, size: int) -> None:
         if self.size is not None and size < self.size:
-            raise PassingError(f"The download of {self.shown} ended after {size} of {self.size} bytes.", *_LENGTH)
+            raise PassingError(
+                f"The download of {self.shown} ended after {size} of {self.size} bytes.",
+                {"reason": "length"},
+                hint="Try again later.",
+            )
         self.size = size  # only now is it known
 
     # ---- the rest
@@ -357,9 +366,6 @@ class _Download:
             error.hint = f"The server asks to come back in {wait / 60:.0f} minutes."
             raise error
         self.work.sleep(wait)
-
-
-_LENGTH = ({"reason": "length"},)
 
 
 def _arrived(request: Fetch, work: Work) -> Fetched | None:

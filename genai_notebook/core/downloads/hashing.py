@@ -11,7 +11,10 @@ from genai_notebook.core.downloads.work import Work
 from genai_notebook.errors import FileSystemError, InvalidRequestError
 
 _SHA256 = re.compile(r"(?:sha256[:=-])?([0-9a-f]{64})", re.IGNORECASE)
-_CHUNK = 1 << 20
+#: What is read and hashed at once: what the processor's own cache holds.
+_CHUNK = 256 << 10
+#: How far behind a follower wakes up: for less it is not worth while.
+_BEHIND = 1 << 20
 
 #: That many bytes from the beginning of a file have that SHA-256, bare hex.
 Mark = tuple[int, str]
@@ -82,7 +85,7 @@ class Follower:
         """The file is without gaps up to there."""
         with self._change:
             self._front = max(self._front, front)
-            if self._front - self.mark[0] >= _CHUNK:  # a few bytes are not worth waking up for
+            if self._front - self.mark[0] >= _BEHIND:
                 self._change.notify_all()
 
     def finish(self, size: int, work: Work) -> str:
@@ -127,7 +130,7 @@ class Follower:
     def _next(self) -> int | None:
         """Wait until there is more to hash; None at the end."""
         with self._change:
-            self._change.wait_for(lambda: self._stopped or self._last or self._front - self.mark[0] >= _CHUNK)
+            self._change.wait_for(lambda: self._stopped or self._last or self._front - self.mark[0] >= _BEHIND)
             done = self._stopped or (self._last and self.mark[0] >= self._front)
             return None if done else self._front
 

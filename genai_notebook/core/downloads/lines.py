@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import http.client
+import select
 import socket
 import ssl
 import threading
@@ -45,6 +46,16 @@ class Line:
         if proxy is not None and scheme == "http":
             self.prefix = f"http://{self.headers['Host']}"
             self.headers |= login(proxy.geturl(), "Proxy-Authorization")
+
+    def has_more(self, seconds: float) -> bool:
+        """Whether bytes come within that time."""
+        if isinstance(self.sock, ssl.SSLSocket) and self.sock.pending():
+            return True
+        if not hasattr(select, "poll"):
+            return bool(select.select([self.sock], [], [], seconds)[0])
+        poll = select.poll()  # select knows only the first 1024 descriptors
+        poll.register(self.sock, select.POLLIN)
+        return bool(poll.poll(1000 * seconds))
 
 
 class Lines:

@@ -30,8 +30,8 @@ _FLAGS = getattr(os, "O_BINARY", 0) | getattr(os, "O_NOFOLLOW", 0) | getattr(os,
 #: Journals are padded to a multiple of this, and never get shorter: so one write replaces the last, in one piece.
 _PAGE = 4096
 _MAX_JOURNAL = 1 << 20
-#: The journal is written again after so many bytes, or so many seconds.
-_NOTE_BYTES, _NOTE_SECONDS = 1 << 20, 0.1
+#: The journal is written again after that part of the file, but between so and so many bytes, or after so many seconds.
+_NOTE_PART, _NOTE_LEAST, _NOTE_MOST, _NOTE_SECONDS = 256, 1 << 20, 8 << 20, 0.1
 
 
 class ChangedError(Exception):
@@ -98,7 +98,7 @@ class Part:
         self._lock = threading.Lock()
         self._open = True
         self._follower: Follower | None = None
-        self._noted, self._unnoted = 0.0, 0
+        self._noted, self._unnoted, self._note_bytes = 0.0, 0, 0
         known = read_journal(target)
         try:
             self._file = _open(part_of(target))
@@ -108,12 +108,13 @@ class Part:
                 self._file.close()
                 raise
             self._pages = os.fstat(self._book.fileno()).st_size // _PAGE
+            length = os.fstat(self._file.fileno()).st_size
             if known is not None:
-                known.done = _kept(known, os.fstat(self._file.fileno()).st_size, size, sha256)
+                known.done = _kept(known, length, size, sha256)
             self.journal = known if known is not None and known.done else Journal(size=size)
             self.journal.sha256, self.journal.boot = sha256, _boot()
-            if not self.journal.done:
-                self._file.truncate(0)
+            if length and not self.journal.done:
+                self._file.truncate(0)  # not a new file: ext4 would write it to the disk at once when it is closed
             self._note()
         except OSError as error:
             raise write_error(error, target) from error
@@ -150,7 +151,7 @@ class Part:
                     self._put(begin, data[begin - offset : end - offset])
                     self.journal.done = joined([*self.journal.done, (begin, end)])
                     self._unnoted += end - begin
-                if self._unnoted >= _NOTE_BYTES or time.monotonic() - self._noted >= _NOTE_SECONDS:
+                if self._unnoted >= self._note_bytes or time.monotonic() - self._noted >= _NOTE_SECONDS:
                     self._note()
             except OSError as error:
                 raise write_error(error, self.target, self.journal.size) from error
@@ -217,8 +218,8 @@ class Part:
 
     def _put(self, offset: int, view: memoryview) -> None:
         self._file.seek(offset)
-        while view:
-            view = view[self._file.write(view) :]
+        while (count := self._file.write(view)) < len(view):
+            view = view[count:]
 
     def _note(self) -> None:
         follower = self._follower
@@ -229,6 +230,7 @@ class Part:
         self._pages = max(self._pages, -(-len(text) // _PAGE))
         self._book.write(text.ljust(self._pages * _PAGE))
         self._noted, self._unnoted = time.monotonic(), 0
+        self._note_bytes = min(max((self.journal.size or 0) // _NOTE_PART, _NOTE_LEAST), _NOTE_MOST)
 
 
 def _kept(journal: Journal, length: int, size: int | None, sha256: str | None) -> list[tuple[int, int]]:

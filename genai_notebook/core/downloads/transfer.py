@@ -21,10 +21,10 @@ FAST, TRIAL = 150e6, 0.25
 CONNECTIONS = 8
 #: Less than this is left to one connection.
 WORTHWHILE = 8 << 20
-#: How long after a failure of one connection another is tried again.
-CALM = 20.0
-#: What is read and written at once.
-CHUNK = 1 << 20
+#: How long after the failure of one of several connections another is tried again.
+CALM = 5.0
+#: What is read and written at once: what the processor's own cache holds, and no less: each time has its price.
+CHUNK = 512 << 10
 #: A connection that brought less than this before it failed has brought nothing.
 PROGRESS = 64 << 10
 _TICK = 0.1
@@ -57,7 +57,9 @@ class Transfer:
         self._wanted = 1
         #: When the first byte came since the transfer began, or began again, and what was there by then.
         self._trial: tuple[float, int] | None = None
+        #: When one of several failed; and whether that was since one alone did.
         self._failed_at: float | None = None
+        self._crowded = False
         self._over = False
         self._passing: PassingError | None = None
         self._fatal: BaseException | None = None
@@ -162,26 +164,38 @@ class Transfer:
     def _lose(self, error: DownloadError) -> None:
         """A connection failed. While others go on, there is one less of them; the last one's failure counts."""
         with self._change:
-            self._failed_at = time.monotonic()
             if len(self._threads) > 1:
-                self._wanted = max(1, self._wanted - 1)
+                self._wanted, self._crowded = max(1, self._wanted - 1), True
+                self._failed_at = time.monotonic()
             elif isinstance(error, PassingError):
-                self._passing, self._wanted = error, 1
+                if self._crowded:
+                    error.wait = None  # it may be for those that are only just gone that the server asks to wait
+                self._passing, self._wanted, self._crowded = error, 1, False
             else:
                 self._fatal = error
 
     def _bring(self, stretch: Stretch, buffer: memoryview) -> None:
-        reply = self._open(stretch.pos, stretch.end)
-        try:
-            while not self._over and stretch.left > 0:
-                count = reply.read(buffer[: stretch.left])
-                if not count:
-                    raise PassingError(
-                        f"The download ended at {stretch.pos} of {self._size} bytes.", {"reason": "length"}
-                    )
-                if not self._part.write(stretch.pos, buffer[:count]):
+        """All of a stretch, over as many answers as it takes: servers may send less than they are asked for."""
+        while not self._over and stretch.left > 0:
+            before = stretch.pos
+            reply = self._open(stretch.pos, stretch.end)
+            try:
+                if not self._read(reply, stretch, buffer):
                     return
-                with self._change:
-                    stretch.pos += count
-        finally:
-            reply.close()
+            finally:
+                reply.close()
+            if stretch.left > 0 and stretch.pos - before < PROGRESS:
+                raise PassingError(
+                    f"The download ended at {stretch.pos} of {self._size} bytes.",
+                    {"reason": "length"},
+                    hint="Try again later.",
+                )
+
+    def _read(self, reply: Reply, stretch: Stretch, buffer: memoryview) -> bool:
+        """What an answer holds of a stretch; False when nothing more is wanted."""
+        while not self._over and stretch.left > 0 and (count := reply.read(buffer[: stretch.left])):
+            if not self._part.write(stretch.pos, buffer[:count]):
+                return False
+            with self._change:
+                stretch.pos += count
+        return not self._over
