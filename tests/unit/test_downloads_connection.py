@@ -47,12 +47,6 @@ UFyhQhqod6QLbe2X
 
 
 @pytest.fixture
-def server() -> Iterator[FileServer]:
-    with file_server() as running:
-        yield running
-
-
-@pytest.fixture
 def file(server: FileServer) -> ServedFile:
     return server.add_file("/a", BODY)
 

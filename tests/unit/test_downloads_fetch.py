@@ -7,7 +7,6 @@ import hashlib
 import os
 import socket
 import threading
-from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler
 from io import FileIO
 from pathlib import Path
@@ -32,23 +31,6 @@ from tests.fakes.file_server import FileServer, file_server
 
 BODY = os.urandom(1 << 20) * 3
 DIGEST = hashlib.sha256(BODY).hexdigest()
-
-
-@pytest.fixture
-def server() -> Iterator[FileServer]:
-    with file_server() as running:
-        yield running
-
-
-@pytest.fixture
-def target(tmp_path: Path) -> Iterator[Path]:
-    """Where to; beside a finished file, nothing stays."""
-    folder = tmp_path / "files"
-    folder.mkdir()
-    target = folder / "a.bin"
-    yield target
-    if target.exists():
-        assert [path.name for path in folder.iterdir()] == ["a.bin"]
 
 
 @pytest.fixture(autouse=True)

@@ -27,16 +27,10 @@ from genai_notebook.core.downloads.work import Work, is_cancelled
 from genai_notebook.errors import ChecksumError, DownloadError, FileSystemError, InsufficientResourcesError
 from tests.downloads import MB, get, threads_left
 from tests.fakes import eventually
-from tests.fakes.file_server import FileServer, ServedFile, file_server
+from tests.fakes.file_server import FileServer, ServedFile
 
 BODY = os.urandom(4 * MB)
 OTHER = os.urandom(4 * MB)
-
-
-@pytest.fixture
-def server() -> Iterator[FileServer]:
-    with file_server() as running:
-        yield running
 
 
 @pytest.fixture
@@ -45,17 +39,6 @@ def file(server: FileServer) -> ServedFile:
     file = server.add_file("/a", BODY)
     file.piece, file.pause = 32 << 10, 0.02
     return file
-
-
-@pytest.fixture
-def target(tmp_path: Path) -> Iterator[Path]:
-    """Where to; beside a finished file, nothing stays."""
-    folder = tmp_path / "files"
-    folder.mkdir()
-    target = folder / "a.bin"
-    yield target
-    if target.exists():
-        assert [path.name for path in folder.iterdir()] == ["a.bin"]
 
 
 @pytest.fixture(autouse=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,32 +14,15 @@ from genai_notebook.core.downloads.fetch import FIRST, Fetch, begin, fetch, peek
 from genai_notebook.core.downloads.work import Work
 from genai_notebook.errors import ChecksumError, DownloadError
 from tests.downloads import MB, get, leave, ranges
-from tests.fakes.file_server import FileServer, ServedFile, file_server
+from tests.fakes.file_server import FileServer, ServedFile
 
 BODY = os.urandom(MB) * 6
 OTHER = os.urandom(MB) * 6
 
 
 @pytest.fixture
-def server() -> Iterator[FileServer]:
-    with file_server() as running:
-        yield running
-
-
-@pytest.fixture
 def file(server: FileServer) -> ServedFile:
     return server.add_file("/a", BODY)
-
-
-@pytest.fixture
-def target(tmp_path: Path) -> Iterator[Path]:
-    """Where to; beside a finished file, nothing stays."""
-    folder = tmp_path / "files"
-    folder.mkdir()
-    target = folder / "a.bin"
-    yield target
-    if target.exists():
-        assert [path.name for path in folder.iterdir()] == ["a.bin"]
 
 
 @pytest.fixture(autouse=True)
