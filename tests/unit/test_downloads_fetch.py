@@ -154,6 +154,7 @@ def test_an_endless_body(server: FileServer, target: Path, monkeypatch: pytest.M
 def test_other_statuses(server: FileServer, target: Path, status: int) -> None:
     with pytest.raises(DownloadError, match=str(status)):
         get(server.add("/a", b"", status=status), target)
+    assert list(target.parent.iterdir()) == []
 
 
 def test_a_compressed_body_is_refused(server: FileServer, target: Path) -> None:

@@ -170,7 +170,7 @@ class _Download:
 
     def is_useless(self, error: GenaiNotebookError) -> bool:
         """Whether no later try could go on from what is here."""
-        if self._refused or self.ranges is False:
+        if self._refused or self.ranges is False or not self.part.done:
             return True
         reason = (error.details or {}).get("reason")
         return reason in ("length", "range", "encoding") and not isinstance(error, PassingError)
