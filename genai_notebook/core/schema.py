@@ -24,6 +24,8 @@ MetadataStrategy = Literal["local-remote", "local-only", "remote-only", "remote-
 Role = Literal["diffusion_model", "clip_l", "clip_g", "t5xxl", "llm", "llm_vision", "vae"]
 #: Where a model would go on this machine: whole into VRAM, into RAM, or nowhere.
 Placement = Literal["vram", "ram", "no"]
+#: Types of the elements of a KV cache.
+CacheType = Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl"]
 #: The reference's samplers. Engines know more; those come with the engine's own list.
 ImageSampler = Literal["euler_a", "euler", "heun", "dpm2", "dpm++2s_a", "dpm++2m", "dpm++2mv2", "lcm"]
 
@@ -62,7 +64,12 @@ class MemoryInfo(Wire, frozen=True):
 
 
 class GPUInfo(Wire, frozen=True):
-    """One GPU, or `available=False`. Memory in bytes."""
+    """One GPU; `available` where its memory is known, so that models can be placed on it. Memory in bytes.
+
+    `id` tells GPUs of one machine apart (a UUID, or the PCI address), `driver` is the driver's version (for AMD and
+    Intel on Linux the kernel driver's name), `compute_capability` NVIDIA's, e.g. '9.0'. `unified`: its memory is a
+    share of the machine's RAM.
+    """
 
     available: bool
     type: str | None = None
@@ -73,6 +80,10 @@ class GPUInfo(Wire, frozen=True):
     metal: bool | None = None
     rocm: bool | None = None
     vulkan: bool | None = None
+    id: str | None = None
+    driver: str | None = None
+    compute_capability: str | None = None
+    unified: bool | None = None
 
 
 class SystemRecommendations(Wire, frozen=True):
@@ -92,6 +103,29 @@ class SystemCapabilities(Wire, frozen=True):
     platform: str
     recommendations: SystemRecommendations
     detected_at: int
+
+
+class MemoryHolder(Wire, frozen=True):
+    """Who holds memory: bytes of RAM, and of VRAM over all GPUs (None: not known).
+
+    `kind`: 'llm' and 'images' are our engines, 'owner' the process that runs them (a notebook server), 'kernel' the
+    one that asked, 'others' everything else on the machine. `name` is for people: a model's id, or what it is.
+    """
+
+    kind: Literal["llm", "images", "owner", "kernel", "others"]
+    name: str
+    ram: int
+    vram: int | None = None
+    pid: int | None = None
+
+
+class MemoryUse(Wire, frozen=True):
+    """The machine's memory right now, and who holds it. `measured_at` in epoch milliseconds."""
+
+    memory: MemoryInfo
+    gpus: list[GPUInfo]
+    holders: list[MemoryHolder]
+    measured_at: int
 
 
 class RunCheck(Wire, frozen=True):
@@ -123,6 +157,21 @@ class ModelSource(Wire, frozen=True):
     package: str | None = None
 
 
+class WeightBytes(Wire, frozen=True):
+    """Where the bytes of a GGUF file's tensors are, as far as engines place them apart.
+
+    `layers` and `experts` have one number a block: all of its tensors but the experts', and those of its experts (which
+    can stay in RAM while the rest is on a GPU). `output` is 0 where the output layer is the token embedding; `other` is
+    what belongs to no block.
+    """
+
+    layers: list[int]
+    experts: list[int]
+    token_embedding: int
+    output: int
+    other: int
+
+
 class GGUFMetadata(Struct, kw_only=True, omit_defaults=True, frozen=True):
     """The header of a GGUF file. Names as in the format; `raw` holds scalars only, never token lists.
 
@@ -152,6 +201,7 @@ class GGUFMetadata(Struct, kw_only=True, omit_defaults=True, frozen=True):
     attention_layer_norm_rms_epsilon: float | None = None
     chat_template: str | None = None
     header_size: int | None = None
+    weights: WeightBytes | None = None
     raw: dict[str, Any] | None = None
 
 
@@ -324,8 +374,8 @@ class LlamaServerConfig(Wire, frozen=True, forbid_unknown_fields=True):
     flash_attention: bool | Literal["on", "off", "auto"] = "auto"
     force_validation: bool = False
     api_key: ApiKey | Literal[False] | None = None
-    cache_type_k: Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl"] = "f16"
-    cache_type_v: Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl"] = "f16"
+    cache_type_k: CacheType | None = None
+    cache_type_v: CacheType | None = None
     extra_args: list[str] = []
 
 

@@ -7,41 +7,56 @@ from pathlib import Path
 
 from msgspec import Struct
 
-#: Version 1 writes a number near 2^63 where there is no limit.
-_UNLIMITED = 1 << 60
+from genai_notebook.core.system.numbers import amount, whole_number
+
+PROC = Path("/proc/self")
+ROOT = Path("/sys/fs/cgroup")
 
 
 class MemoryGroup(Struct, frozen=True):
-    """One group with a memory limit: `limit` and `used` in bytes; page cache that can be dropped is not in `used`."""
+    """One group with a memory limit, in bytes.
+
+    `used` is without page cache, because that can be dropped when memory is short; `cache` is how much of it there
+    is. All of it, active or not: the machine's own "available" counts it the same way.
+    """
 
     limit: int
     used: int
+    cache: int = 0
 
 
-def memory_groups(proc: Path = Path("/proc/self"), root: Path = Path("/sys/fs/cgroup")) -> list[MemoryGroup]:
-    """Every memory limit on this process, from its own group up to the root."""
+def memory_groups(proc: Path | None = None, root: Path | None = None) -> list[MemoryGroup]:
+    """Every memory limit on this process, from its own group up to the root. Unlimited groups are left out.
+
+    What is no amount of memory is no limit: 'max', version 1's number near 2^63, and nonsense such as 0 or text. (A
+    process cannot live under a limit of 0.)
+    """
     found = []
-    for folder, names in _folders(proc, root, "memory"):
-        limit = _number(folder / names["limit"])
-        if limit is None or limit >= _UNLIMITED:
+    for folder, names in _folders(proc or PROC, root or ROOT, "memory"):
+        statistics = _statistics(folder / "memory.stat")
+        # Version 1 tells the lowest limit of all groups above, too, where a container cannot see their folders.
+        limits = [amount(_read(folder / names["limit"])), amount(statistics.get("hierarchical_memory_limit"))]
+        limit = min((limit for limit in limits if limit is not None), default=None)
+        if limit is None:
             continue
-        used = _number(folder / names["used"]) or 0
-        inactive = _statistics(folder / "memory.stat").get(names["inactive"], 0)
-        found.append(MemoryGroup(limit=limit, used=max(0, used - inactive)))
+        used = whole_number(_read(folder / names["used"])) or 0
+        cache = min(used, sum(statistics.get(name, 0) for name in names["cache"].split()))
+        found.append(MemoryGroup(limit=limit, used=used - cache, cache=cache))
     return found
 
 
-def cpu_quota(proc: Path = Path("/proc/self"), root: Path = Path("/sys/fs/cgroup")) -> float | None:
+def cpu_quota(proc: Path | None = None, root: Path | None = None) -> float | None:
     """Processors' worth of time this process may use, or None where nothing limits it."""
     quotas = []
-    for folder, names in _folders(proc, root, "cpu"):
+    for folder, names in _folders(proc or PROC, root or ROOT, "cpu"):
         if names["version"] == "2":
             fields = _read(folder / "cpu.max").split()
-            quota, period = [*fields, "", ""][:2]
+            texts = [*fields, "", ""][:2]
         else:
-            quota, period = _read(folder / "cpu.cfs_quota_us"), _read(folder / "cpu.cfs_period_us")
-        if quota.strip().isdigit() and period.strip().isdigit() and int(period) > 0 and int(quota) > 0:
-            quotas.append(int(quota) / int(period))
+            texts = [_read(folder / "cpu.cfs_quota_us"), _read(folder / "cpu.cfs_period_us")]
+        quota, period = (whole_number(text) for text in texts)
+        if quota and period:  # neither 'max', -1 nor 0
+            quotas.append(quota / period)
     return min(quotas, default=None)
 
 
@@ -49,9 +64,9 @@ _V1 = {
     "version": "1",
     "limit": "memory.limit_in_bytes",
     "used": "memory.usage_in_bytes",
-    "inactive": "total_inactive_file",
+    "cache": "total_inactive_file total_active_file",
 }
-_V2 = {"version": "2", "limit": "memory.max", "used": "memory.current", "inactive": "inactive_file"}
+_V2 = {"version": "2", "limit": "memory.max", "used": "memory.current", "cache": "inactive_file active_file"}
 
 
 def _folders(proc: Path, root: Path, controller: str) -> Iterator[tuple[Path, dict[str, str]]]:
@@ -79,15 +94,11 @@ def _folders(proc: Path, root: Path, controller: str) -> Iterator[tuple[Path, di
 def _read(path: Path) -> str:
     try:
         return path.read_text("ascii", "replace")
-    except OSError:
+    except (OSError, ValueError):
         return ""
-
-
-def _number(path: Path) -> int | None:
-    text = _read(path).strip()
-    return int(text) if text.isdigit() else None
 
 
 def _statistics(path: Path) -> dict[str, int]:
     pairs = (line.split() for line in _read(path).splitlines())
-    return {pair[0]: int(pair[1]) for pair in pairs if len(pair) == 2 and pair[1].isdigit()}
+    numbers = ((pair[0], whole_number(pair[1])) for pair in pairs if len(pair) == 2)
+    return {name: number for name, number in numbers if number is not None}

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-import functools
-import platform
-import sys
-from pathlib import Path
+from collections.abc import Iterable
 from typing import Protocol
 
 import msgspec
 import psutil
 
-from genai_notebook.core.schema import CPUInfo, EngineRecord, GPUInfo, MemoryInfo
+from genai_notebook.core.schema import CPUInfo, GPUInfo, MemoryInfo
 from genai_notebook.core.settings import Settings
-from genai_notebook.core.system import cgroups
-from genai_notebook.core.system.nvidia import nvidia_gpus
-from genai_notebook.core.utilities import get_architecture, get_platform
+from genai_notebook.core.system.cpu import cpu_info
+from genai_notebook.core.system.gpus import find_gpus, vram_of_processes
+from genai_notebook.core.system.memory import memory_now
+
+
+class Held(msgspec.Struct, frozen=True):
+    """What one process holds right now, in bytes: `ram` resident, `vram` over all GPUs (None: not known)."""
+
+    ram: int
+    vram: int | None
 
 
 class Probe(Protocol):
-    """A machine. All three are blocking and quick (seconds at the very worst), and never raise for missing hardware."""
+    """A machine. All of it is blocking and quick (seconds at the very worst), and never raises for missing hardware."""
 
     def cpu(self) -> CPUInfo: ...
 
@@ -27,56 +31,40 @@ class Probe(Protocol):
 
     def gpus(self) -> list[GPUInfo]: ...
 
+    def held(self, pids: Iterable[int]) -> dict[int, Held]:
+        """What each of these processes holds; the ones that are not alive are absent."""
+        ...
+
 
 class MachineProbe:
-    """This machine, inside of the limits that a container and the settings set.
-
-    With GENAI_NOTEBOOK_MEMORY_LIMIT, memory that our own running engines hold counts against that limit.
-    """
+    """This machine, inside of the limits that a container and the settings set."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
 
     def cpu(self) -> CPUInfo:
-        cores = _usable_cores()
-        physical = psutil.cpu_count(logical=False) or cores
-        return CPUInfo(
-            cores=cores, physical_cores=min(physical, cores), model=_cpu_model(), architecture=get_architecture()
-        )
+        return cpu_info()
 
     def memory(self) -> MemoryInfo:
-        host = psutil.virtual_memory()
-        total, available = int(host.total), int(host.available)
-        for group in cgroups.memory_groups():
-            total = min(total, group.limit)
-            available = min(available, group.limit - group.used)
-        if (limit := self.settings.memory_limit) is not None:
-            total = min(total, limit)
-            available = min(available, limit - _engines_hold(self.settings.run))
-        available = max(0, min(available, total))
-        return MemoryInfo(total=total, available=available, used=total - available)
+        """RAM right now; see `memory_now` for what counts as available."""
+        return memory_now(self.settings)
 
     def gpus(self) -> list[GPUInfo]:
-        found = self._apple() if get_platform() == "darwin" else nvidia_gpus()
+        """The GPUs engines may use, each bounded by GENAI_NOTEBOOK_VRAM_LIMIT."""
+        found = find_gpus(self.memory)
         limit = self.settings.vram_limit
         return [_limited(gpu, limit) for gpu in found] if limit is not None else found
 
-    def _apple(self) -> list[GPUInfo]:
-        """Apple silicon shares its RAM with the GPU; macOS lets the GPU have about three quarters of it."""
-        if get_architecture() != "arm64":
-            return []
-        memory = self.memory()
-        share = memory.total * 3 // 4
-        return [
-            GPUInfo(
-                available=True,
-                type="apple",
-                name=_cpu_model(),
-                vram=share,
-                vram_available=min(share, memory.available),
-                metal=True,
-            )
-        ]
+    def held(self, pids: Iterable[int]) -> dict[int, Held]:
+        """What each of these processes holds; the ones that are not alive, or not ours to see, are absent.
+
+        VRAM is known for NVIDIA's GPUs only, and not inside of a container.
+        """
+        resident = {pid: ram for pid in pids if (ram := _resident(pid)) is not None}
+        if not resident:
+            return {}
+        vram = vram_of_processes()
+        return {pid: Held(ram=ram, vram=vram(pid)) for pid, ram in resident.items()}
 
 
 def _limited(gpu: GPUInfo, limit: int) -> GPUInfo:
@@ -88,55 +76,12 @@ def _limited(gpu: GPUInfo, limit: int) -> GPUInfo:
     return msgspec.structs.replace(gpu, vram=vram, vram_available=max(0, vram - used))
 
 
-def _usable_cores() -> int:
-    """Logical CPUs this process may use: by affinity, and by the container's quota."""
+def _resident(pid: int) -> int | None:
+    """Bytes of RAM a living process holds."""
     try:
-        cores = len(psutil.Process().cpu_affinity())
-    except (AttributeError, OSError, psutil.Error):  # macOS has none
-        cores = psutil.cpu_count() or 1
-    quota = cgroups.cpu_quota()
-    if quota is not None:
-        cores = min(cores, int(quota))
-    return max(1, cores)
-
-
-@functools.lru_cache(maxsize=1)
-def _cpu_model() -> str:
-    """The processor's name for people."""
-    if sys.platform.startswith("linux"):
-        try:
-            for line in Path("/proc/cpuinfo").read_text("utf-8", "replace").splitlines():
-                name, _, value = line.partition(":")
-                if name.strip().lower() in ("model name", "hardware", "cpu model") and value.strip():
-                    return value.strip()[:200]
-        except OSError:
-            pass
-    if sys.platform == "darwin":
-        return _sysctl("machdep.cpu.brand_string") or platform.processor() or "Apple"
-    return platform.processor() or platform.machine() or "unknown"
-
-
-def _sysctl(name: str) -> str:
-    import subprocess
-
-    try:
-        result = subprocess.run(
-            ["/usr/sbin/sysctl", "-n", name], capture_output=True, text=True, timeout=2, check=False
-        )
-    except (OSError, subprocess.SubprocessError):
-        return ""
-    return result.stdout.strip()
-
-
-def _engines_hold(run: Path) -> int:
-    """Bytes that the engines of this home hold now, by their records on disk."""
-    total = 0
-    for path in run.glob("engine-*.json"):
-        try:
-            record = msgspec.json.decode(path.read_bytes(), type=EngineRecord)
-            process = psutil.Process(record.pid)
-            if abs(process.create_time() - record.pid_created) < 2:  # else the number belongs to another by now
-                total += int(process.memory_info().rss)
-        except (OSError, ValueError, psutil.Error):
-            continue
-    return total
+        process = psutil.Process(pid)
+        if process.status() == psutil.STATUS_ZOMBIE:
+            return None
+        return int(process.memory_info().rss)
+    except (OSError, ValueError, OverflowError, TypeError, psutil.Error):
+        return None
