@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from genai_notebook.core.models.gguf import MAX_KEYS, GGUFError, NeedMoreError, parse_prefix, read_gguf
-from genai_notebook.core.schema import GGUFMetadata
+from genai_notebook.core.models.tensors import combined
+from genai_notebook.core.schema import GGUFMetadata, WeightBytes
 from tests.fakes.gguf_files import tiny_diffusion, tiny_llm, write_gguf
 
 HUGE = 2**63 - 1
@@ -229,3 +230,52 @@ def test_a_real_writer_is_understood(tmp_path: Path) -> None:
 def test_a_folder_full_of_keys_is_read_in_one_pass(tmp_path: Path) -> None:
     path = write_gguf(tmp_path / "many.gguf", {f"key.{n}": n for n in range(5000)})
     assert read_gguf(path).kv_count == 5000
+
+
+def with_tensors(path: Path, tensors: list[tuple[str, int]], size: int) -> Path:
+    """A Llama whose tensors have these names and offsets, and so many bytes of data."""
+    table = b"".join(text(name) + struct.pack("<IQIQ", 1, 4, 0, offset) for name, offset in tensors)
+    head = header(*LLAMA, tensors=len(tensors), rest=table)
+    path.write_bytes(head + bytes(-len(head) % 32 + size))
+    return path
+
+
+def test_tensors_are_added_up_by_where_they_go(tmp_path: Path) -> None:
+    tensors = [
+        ("blk.0.attn_q.weight", 96),
+        ("token_embd.weight", 0),
+        ("output.weight", 64),
+        ("blk.2.ffn_up_exps.weight", 128),
+        ("blk.2.ffn_down_shexp.weight", 256),
+        ("blk.2.ffn_gate_up_exps.weight", 192),
+        ("output_norm.weight", 320),
+        ("blk.7000.x", 352),
+    ]
+    found = read_gguf(with_tensors(tmp_path / "a.gguf", tensors, 400)).weights
+    assert found is not None
+    assert (found.layers, found.experts) == ([32, 0, 64], [0, 0, 128])
+    assert (found.token_embedding, found.output, found.other) == (64, 32, 32 + 48)
+
+
+def test_tensors_in_one_place_and_none_of_a_block(tmp_path: Path) -> None:
+    same = read_gguf(with_tensors(tmp_path / "a.gguf", [("blk.0.a", 0), ("blk.1.b", 0)], 64)).weights
+    assert same is not None
+    assert sum(same.layers) == 64
+    assert read_gguf(with_tensors(tmp_path / "b.gguf", [("first_stage_model.x", 0)], 64)).weights is None
+
+
+def test_the_beginning_of_a_file_tells_no_weights(tmp_path: Path) -> None:
+    data = with_tensors(tmp_path / "a.gguf", [("blk.0.a", 0)], 64).read_bytes()
+    assert parse_prefix(data, len(data)).weights is None
+
+
+def test_weights_of_numbered_files_are_summed() -> None:
+    def part(layers: list[int], **more: int) -> GGUFMetadata:
+        sums: dict[str, int] = {"token_embedding": 0, "output": 0, "other": 0, **more}
+        return GGUFMetadata(block_count=3, weights=WeightBytes(layers=layers, experts=[1] * len(layers), **sums))
+
+    whole = combined([part([5], token_embedding=7), part([1, 2, 3], output=9, other=4), GGUFMetadata(), None])
+    assert whole is not None
+    assert whole.weights == WeightBytes(layers=[6, 2, 3], experts=[2, 1, 1], token_embedding=7, output=9, other=4)
+    assert combined([None, part([1])]) is None
+    assert combined([part([1])]) == part([1])

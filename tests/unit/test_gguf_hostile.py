@@ -45,6 +45,18 @@ HOSTILE = {
     ),
     "layers without end": header(LLAMA[0], key("llama.block_count", 4, struct.pack("<I", 2**31))),
     "tensors without end": header(*LLAMA, tensors=200_000, rest=bytes(24) * 1000),
+    "many tensors in disorder": header(
+        *LLAMA,
+        tensors=8000,
+        rest=b"".join(
+            text(b"blk.%d.x%d" % (number % 1000, number)) + struct.pack("<IIQ", 0, 0, number * 7919 % 8000)
+            for number in range(8000)
+        )
+        + bytes(20_000),
+    ),
+    "more tensors than a model has": header(
+        *LLAMA, tensors=16_000, rest=(text(b"blk.0.x") + struct.pack("<IIQ", 0, 0, 0)) * 16_000 + bytes(64)
+    ),
     "a string of a gigabyte": header(key("a", 8, struct.pack("<Q", 2**30)), rest=bytes(1000)),
     "an array of arrays of arrays": header(key("a", 9, array(9, 2**20, array(9, 2**20)))),
     "nested empty arrays": header(key("a", 9, array(9, 80_000, array(4, 0) * 80_000))),

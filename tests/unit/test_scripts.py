@@ -87,6 +87,6 @@ def test_a_notebook_without_results_fails(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(shutil.which("sh") is None, reason="other platform: no sh")
-@pytest.mark.parametrize("name", ["demo", "test", "environment.sh"])
+@pytest.mark.parametrize("name", ["demo", "native", "soak", "test", "environment.sh"])
 def test_shell_scripts_parse(name: str) -> None:
     assert subprocess.run(["sh", "-n", str(SCRIPTS / name)], timeout=60, check=False).returncode == 0

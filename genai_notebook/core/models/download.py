@@ -16,6 +16,7 @@ from genai_notebook.core.models.rooms import Rooms
 from genai_notebook.core.models.search import Fits, choose
 from genai_notebook.core.models.sources import pieces_of
 from genai_notebook.core.models.store import ModelStore
+from genai_notebook.core.models.tensors import combined
 from genai_notebook.core.schema import DownloadConfig, GGUFMetadata, ModelFile, ModelInfo, ModelRecord
 from genai_notebook.errors import ChecksumError, DownloadError
 
@@ -90,7 +91,7 @@ def _inspected(pieces: Sequence[Piece], files: Sequence[Delivered]) -> GGUFMetad
         except NotAModelError as error:
             _throw_away(files)
             raise DownloadError(f"{file.path.name} is no model: {error}.", {"reason": "not-a-model"}) from None
-    return found[0]
+    return combined(found)
 
 
 def _hold_to(config: DownloadConfig, record: ModelRecord, files: Sequence[Delivered]) -> None:

@@ -19,13 +19,15 @@ import struct
 from collections.abc import Callable
 from typing import Any, BinaryIO
 
-from genai_notebook.core.schema import GGUFMetadata
+from genai_notebook.core.models.tensors import TensorSizes
+from genai_notebook.core.schema import GGUFMetadata, WeightBytes
 
 MAGIC = b"GGUF"
 MAX_STRING = 1 << 20
 MAX_HEADER = 64 << 20
 MAX_KEYS = 1 << 14
-MAX_TENSORS = 1 << 18
+#: The largest models have some 3000. Of more than MAX_SUMMED, sizes are not worth the time.
+MAX_TENSORS, MAX_SUMMED = 1 << 14, 1 << 13
 #: Arrays inside of an array. No model has any; llama.cpp refuses them.
 MAX_NESTED = 1024
 #: Numeric arrays up to this length are kept (per-layer head counts and the like), and so many elements in all.
@@ -63,7 +65,7 @@ def read_gguf(path: str | os.PathLike[str]) -> GGUFMetadata:
 def parse_prefix(data: bytes, file_size: int | None = None) -> GGUFMetadata:
     """What the first bytes of a file of `file_size` bytes (None: unknown) tell: the keys up to the vocabulary.
 
-    What lies behind it (the chat template, the tensors' table) stays None.
+    What lies behind it (the chat template, the tensors' table and with it `weights`) stays None.
 
     Raises:
         NeedMoreError: `data` ends before the architecture's fields are in.
@@ -170,8 +172,8 @@ def _parse(source: _Source, *, whole: bool) -> GGUFMetadata:
     alignment = values.get("general.alignment", 32)
     if not isinstance(alignment, int) or alignment <= 0 or alignment & (alignment - 1) or alignment > 1 << 16:
         raise GGUFError(f"the alignment {alignment!r} is not a power of two")
-    header = _tensor_infos(source, tensors, alignment) if whole else None
-    return _metadata(values, version, tensors, keys, vocabulary, header)
+    header, weights = _tensor_infos(source, tensors, alignment) if whole else (None, None)
+    return _metadata(values, version, tensors, keys, vocabulary, header, weights)
 
 
 def _preamble(source: _Source) -> tuple[int, int, int]:
@@ -253,23 +255,30 @@ def _has_architecture(values: dict[str, Any]) -> bool:
     return isinstance(architecture, str) and f"{architecture}.block_count" in values
 
 
-def _tensor_infos(source: _Source, tensors: int, alignment: int) -> int:
-    """Check the table of tensors; returns where the data begins."""
-    highest = 0
+def _tensor_infos(source: _Source, tensors: int, alignment: int) -> tuple[int, WeightBytes | None]:
+    """Check the table of tensors; returns where the data begins, and what lies there."""
+    sizes, highest = TensorSizes(), 0
+    read_dimensions, read_offset = _STRUCTS[4].unpack_from, _STRUCTS[10].unpack_from
     for _ in range(tensors):
         length = source.scalar(10)
         if length > MAX_STRING:
             raise GGUFError(f"a tensor's name of {length} bytes is past the limit")
-        source.skip(length)
-        dimensions = source.scalar(4)
+        source.need(length + 4)
+        name = source.data[source.pos : source.pos + length]
+        dimensions = read_dimensions(source.data, source.pos + length)[0]
         if dimensions > 8:
             raise GGUFError(f"a tensor has {dimensions} dimensions")
-        source.skip(8 * dimensions + 4)
-        highest = max(highest, source.scalar(10))
+        source.pos += length + 4
+        source.need(8 * dimensions + 12)
+        source.pos += 8 * dimensions + 12
+        offset = read_offset(source.data, source.pos - 8)[0]
+        highest = max(highest, offset)
+        if tensors <= MAX_SUMMED:
+            sizes.add(name, offset)
     start = -(-source.place // alignment) * alignment
     if tensors and source.size is not None and start + highest >= source.size:
         raise GGUFError("its tensors lie past its end: the file is cut off")
-    return start
+    return start, sizes.total(source.size - start) if source.size is not None else None
 
 
 def _metadata(
@@ -279,6 +288,7 @@ def _metadata(
     keys: int,
     vocabulary: int | None,
     header: int | None,
+    weights: WeightBytes | None,
 ) -> GGUFMetadata:
     architecture, template = values.get("general.architecture"), values.get(_TEMPLATE)
     if not isinstance(architecture, str) or not _ARCHITECTURE.fullmatch(architecture):
@@ -311,6 +321,7 @@ def _metadata(
         attention_layer_norm_rms_epsilon=field("attention.layer_norm_rms_epsilon", _number),
         chat_template=template if isinstance(template, str) else None,
         header_size=header,
+        weights=weights,
         raw=_raw(values, architecture),
     )
 

@@ -13,6 +13,7 @@ from genai_notebook.core.models.records import new_record
 from genai_notebook.core.models.rooms import Rooms
 from genai_notebook.core.models.shards import shard_names, without_number
 from genai_notebook.core.models.store import ModelStore
+from genai_notebook.core.models.tensors import combined
 from genai_notebook.core.schema import GGUFMetadata, ModelFile, ModelInfo, ModelRecord, ModelSource, ModelType
 from genai_notebook.errors import FileSystemError, InvalidRequestError
 
@@ -100,4 +101,4 @@ def _inspected(files: list[Path], type: ModelType) -> GGUFMetadata | None:
     for file in files:
         expect: Expect = "shard" if found else type
         found.append(inspect_model(file, expect))
-    return found[0]
+    return combined(found)

@@ -12,11 +12,12 @@ from genai_notebook.core.downloads.work import Work
 from genai_notebook.core.models.files import NotAModelError, inspect_model, supports_reasoning
 from genai_notebook.core.models.remote import remote_metadata
 from genai_notebook.core.models.store import ModelStore
+from genai_notebook.core.models.tensors import combined
 from genai_notebook.core.schema import GGUFMetadata, MetadataStrategy, ModelInfo, ModelRecord
 from genai_notebook.errors import DownloadError, InvalidRequestError
 
 #: What lies behind the vocabulary: the first bytes of a remote file do not tell it.
-_BEHIND = ("chat_template", "header_size", "file_type", "general_name")
+_BEHIND = ("chat_template", "header_size", "weights", "file_type", "general_name")
 
 
 def check_strategy(source: str) -> MetadataStrategy:
@@ -67,8 +68,10 @@ def _keep(store: ModelStore, model: ModelInfo, metadata: GGUFMetadata | None) ->
 
 
 def _from_file(model: ModelInfo) -> GGUFMetadata | None:
+    later = [Path(path) for path in (model.shards or []) if path != model.path]
     try:
-        return inspect_model(Path(model.path), model.type)
+        first = inspect_model(Path(model.path), model.type)
+        return combined([first, *(inspect_model(path, "shard") for path in later)])
     except NotAModelError as error:
         raise DownloadError(f"{model.path} cannot be used: {error}.", {"reason": "not-a-model"}) from error
     except OSError as error:

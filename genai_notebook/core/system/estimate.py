@@ -1,89 +1,109 @@
 """How much memory a model takes, worked out from its GGUF header.
 
-Weights, KV cache and compute buffer as llama.cpp lays them out: dense models, grouped and latent attention, sliding
-windows and recurrent layers. Without a usable header the file's size × 1.2 stands in (`exact` False). Headers are
-foreign data: every number is checked for sense before it is used, and nothing loops over a number from a file.
+Weights, KV cache and compute buffers as llama.cpp lays them out, in RAM and on GPUs: see `estimates/`. Without a
+usable header the file's size × 1.2 stands in (`exact` False). Headers are foreign data: every number is checked for
+sense before it is used, and nothing loops over a number from a file that was not.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
 
 from msgspec import Struct
 
-from genai_notebook.core.schema import GGUFMetadata, MemoryEstimate, ModelInfo
+from genai_notebook.core.schema import GGUFMetadata, MemoryEstimate, ModelInfo, WeightBytes
+from genai_notebook.core.system.estimates.compute import compute_buffers
+from genai_notebook.core.system.estimates.kv_cache import CACHE_BYTES, kv_cache
+from genai_notebook.core.system.estimates.load import DEFAULT_CONTEXT, Load
+from genai_notebook.core.system.estimates.placement import Placement, place, place_evenly, place_weights
+from genai_notebook.core.system.estimates.shape import MAX_LAYERS, Shape, shape_of
+
+__all__ = [
+    "CACHE_BYTES",
+    "DEFAULT_CONTEXT",
+    "DRIVER_CONTEXT",
+    "GIB",
+    "MIB",
+    "SIZE_FACTOR",
+    "Load",
+    "Placed",
+    "architecture_of",
+    "context_length_of",
+    "estimate",
+    "estimate_on",
+    "layer_count_of",
+]
 
 MIB = 1 << 20
 GIB = 1 << 30
-#: Bytes per element of a KV cache.
-CACHE_BYTES = {
-    "f32": 4.0,
-    "f16": 2.0,
-    "bf16": 2.0,
-    "q8_0": 34 / 32,
-    "q5_1": 24 / 32,
-    "q5_0": 22 / 32,
-    "q4_1": 20 / 32,
-    "q4_0": 18 / 32,
-    "iq4_nl": 18 / 32,
-}
 #: What a GPU driver takes for itself as soon as anything is offloaded.
 DRIVER_CONTEXT = 512 * MIB
-DEFAULT_CONTEXT = 4096
 SIZE_FACTOR = 1.2
-#: Past these a header is nonsense, and the size stands in.
-_MAX_LAYERS, _MAX_HEADS, _MAX_WIDTH, _MAX_VOCABULARY = 4096, 1 << 16, 1 << 24, 1 << 28
-_MAX_CELLS = 1 << 32
-#: Every how many layers one has full attention, where the header does not say.
-_WINDOW_PATTERNS = {"gemma2": 2, "gemma3": 6, "gpt-oss": 2}
+#: How far the table of tensors may be from the size of all files, as a share of it: one that tells of less is of one
+#: file of several, and equal shares for all layers are nearer to the truth.
+_TABLE_TOLERANCE = 0.1
 
 
-class Load(Struct, frozen=True, kw_only=True):
-    """How an LLM is to be run; what `estimate` needs beside the model."""
+class Placed(Struct, frozen=True):
+    """Bytes that a model takes in RAM, and on each GPU."""
 
-    context_size: int = DEFAULT_CONTEXT
-    parallel_requests: int = 1
-    gpu_layers: int = 0
-    kv_unified: bool = False
-    cache_type_k: str = "f16"
-    cache_type_v: str = "f16"
-    batch_size: int = 512
-    flash_attention: bool = True
+    ram: int
+    vram: list[int]
 
 
-class _Shape(Struct, frozen=True):
-    """The numbers of a header that passed for sane."""
+class _Parts(Struct, frozen=True):
+    """Weights, KV cache and compute buffers: bytes in RAM, and on each GPU."""
 
-    layers: int
-    kv_heads: list[int]
-    heads: int
-    key_length: int
-    value_length: int
-    width: int
-    vocabulary: int
-    window: int
-    full: list[bool]
-    recurrent_floats: int
+    weights: tuple[int, list[int]]
+    kv_cache: tuple[int, list[int]]
+    compute: tuple[int, list[int]]
+    exact: bool
+
+    def ram(self) -> int:
+        return self.weights[0] + self.kv_cache[0] + self.compute[0]
+
+    def vram(self) -> list[int]:
+        """With what the driver takes, wherever there is anything."""
+        sums = [sum(parts) for parts in zip(self.weights[1], self.kv_cache[1], self.compute[1], strict=True)]
+        return [total + DRIVER_CONTEXT if total else 0 for total in sums]
 
 
 def estimate(model: ModelInfo, load: Load) -> MemoryEstimate:
-    """Bytes a model takes in RAM and VRAM under that load."""
-    size = max(0, model.size)
-    shape = _shape(model.gguf_metadata) if model.type == "llm" and model.gguf_metadata is not None else None
-    if shape is None:
-        return _by_size(model, size, load.gpu_layers)
-    header = (model.gguf_metadata.header_size if model.gguf_metadata is not None else None) or 0
-    weights = size - header if 0 <= header <= size else size
-    kv_cache, slot, window_cells = _kv_cache(shape, load)
-    compute = _compute(shape, load, slot, window_cells)
-    ram, vram = _shares(shape, load.gpu_layers, weights, kv_cache, compute)
-    return MemoryEstimate(weights=weights, kv_cache=kv_cache, compute=compute, ram=ram, vram=vram, exact=True)
+    """Bytes a model takes in RAM and VRAM under that load, with one GPU (of any size) if `gpu_layers` says so.
+
+    `weights` counts what is in both twice: a token embedding that is the output layer, too.
+    """
+    parts = _parts(model, load, [1])
+    if parts is None:
+        return _by_size(model, load.gpu_layers)
+    return MemoryEstimate(
+        weights=_sum(parts.weights),
+        kv_cache=_sum(parts.kv_cache),
+        compute=_sum(parts.compute),
+        ram=parts.ram(),
+        vram=sum(parts.vram()),
+        exact=parts.exact,
+    )
+
+
+def estimate_on(model: ModelInfo, load: Load, devices: Sequence[int]) -> Placed:
+    """Bytes a model takes in RAM and on each of several GPUs.
+
+    Args:
+        devices: bytes that are free on each GPU, in llama.cpp's order; by them it divides the layers.
+    """
+    parts = _parts(model, load, devices)
+    if parts is not None:
+        return Placed(parts.ram(), parts.vram())
+    found = _by_size(model, load.gpu_layers if devices else 0)
+    shares = place_evenly(found.vram, place(layer_count_of(model), Load(gpu_layers=1 << 20), devices))[1]
+    return Placed(found.ram, shares)
 
 
 def layer_count_of(model: ModelInfo) -> int:
     """Layers by the header; without a sane one, one per 150 MiB of file, between 24 and 120."""
     known = model.gguf_metadata.block_count if model.gguf_metadata is not None else None
-    if known is not None and 0 < known <= _MAX_LAYERS:
+    if known is not None and 0 < known <= MAX_LAYERS:
         return known
     return min(120, max(24, model.size // (150 * MIB)))
 
@@ -100,146 +120,43 @@ def architecture_of(model: ModelInfo) -> str:
     return known or ("llama" if model.type == "llm" else "stable-diffusion")
 
 
-def _by_size(model: ModelInfo, size: int, gpu_layers: int) -> MemoryEstimate:
+def _parts(model: ModelInfo, load: Load, devices: Sequence[int]) -> _Parts | None:
+    metadata = model.gguf_metadata if model.type == "llm" else None
+    shape = shape_of(metadata) if metadata is not None else None
+    if metadata is None or shape is None:
+        return None
+    placement = place(len(shape.layers), load, devices)
+    return _Parts(
+        weights=_weights(shape, _tensor_bytes(model, metadata), placement),
+        kv_cache=placement.share(kv_cache(shape, load)),
+        compute=compute_buffers(shape, load, placement),
+        exact=shape.exact,
+    )
+
+
+def _tensor_bytes(model: ModelInfo, metadata: GGUFMetadata) -> int:
+    size, header = max(0, model.size), metadata.header_size or 0
+    return size - header if 0 <= header <= size else size
+
+
+def _weights(shape: Shape, size: int, placement: Placement) -> tuple[int, list[int]]:
+    table = shape.weights
+    if table is None or abs(_table_sum(table) - size) > _TABLE_TOLERANCE * size:
+        return place_evenly(size, placement)
+    return place_weights(table, shape.used, placement)
+
+
+def _table_sum(table: WeightBytes) -> int:
+    return sum(table.layers) + sum(table.experts) + table.token_embedding + table.output + table.other
+
+
+def _sum(parts: tuple[int, list[int]]) -> int:
+    return parts[0] + sum(parts[1])
+
+
+def _by_size(model: ModelInfo, gpu_layers: int) -> MemoryEstimate:
+    size = max(0, model.size)
     total = int(size * SIZE_FACTOR)
     layers = layer_count_of(model)
-    share = min(max(gpu_layers, 0), layers) / layers
-    vram = int(total * share)
+    vram = int(total * (min(max(gpu_layers, 0), layers) / layers))
     return MemoryEstimate(weights=size, kv_cache=0, compute=total - size, ram=total - vram, vram=vram, exact=False)
-
-
-def _shares(shape: _Shape, gpu_layers: int, weights: int, kv_cache: int, compute: int) -> tuple[int, int]:
-    """RAM and VRAM. Layers go to the GPU from the last one up; the output layer counts as one more."""
-    offloaded = min(max(gpu_layers, 0), shape.layers + 1)
-    if offloaded == 0:
-        return weights + kv_cache + compute, 0
-    weights_there = weights * offloaded // (shape.layers + 1)
-    kv_there = kv_cache * min(offloaded, shape.layers) // shape.layers
-    vram = weights_there + kv_there + compute + DRIVER_CONTEXT
-    compute_here = compute if offloaded <= shape.layers else 0
-    return weights - weights_there + kv_cache - kv_there + compute_here, vram
-
-
-def _kv_cache(shape: _Shape, load: Load) -> tuple[int, int, int]:
-    """Bytes of the cache, the cells of a full-attention layer, and those of a sliding-window one (0: there is none)."""
-    context = _pad(_clamp(load.context_size, 1, _MAX_CELLS), 256)
-    parallel = _clamp(load.parallel_requests, 1, 4096)
-    batch = _clamp(load.batch_size, 1, 1 << 20)
-    slot = context if load.kv_unified else _pad(-(-context // parallel), 256)
-    streams = 1 if load.kv_unified else parallel
-    window_cells = 0
-    if shape.window and not all(shape.full):
-        window_cells = _pad(min(slot, shape.window * (parallel if load.kv_unified else 1) + batch), 256)
-    per_cell = shape.key_length * CACHE_BYTES.get(load.cache_type_k, 2.0)
-    per_cell += shape.value_length * CACHE_BYTES.get(load.cache_type_v, 2.0)
-    cells = sum(
-        heads * (slot if full or not window_cells else window_cells)
-        for heads, full in zip(shape.kv_heads, shape.full, strict=True)
-    )
-    return int(streams * cells * per_cell) + 4 * parallel * shape.recurrent_floats, slot, window_cells
-
-
-def _compute(shape: _Shape, load: Load, slot: int, window_cells: int) -> int:
-    batch = min(_clamp(load.batch_size, 1, 1 << 20), max(slot, 1))
-    masks = 2 * batch * (slot + window_cells)
-    buffer = 4 * batch * (shape.vocabulary + 5 * shape.width) + masks
-    if not load.flash_attention:
-        buffer = max(buffer, 4 * batch * (shape.heads * slot + 5 * shape.width) + masks)
-    return buffer
-
-
-def _shape(metadata: GGUFMetadata) -> _Shape | None:
-    """The header's numbers, or None where one that matters is missing or makes no sense."""
-    raw = _Raw(metadata)
-    layers = metadata.block_count or 0
-    width = metadata.embedding_length or 0
-    vocabulary = metadata.vocab_size or 0
-    if not (0 < layers <= _MAX_LAYERS and 0 < width <= _MAX_WIDTH and 0 < vocabulary <= _MAX_VOCABULARY):
-        return None
-    all_heads = _per_layer(metadata.attention_head_count, layers)
-    kv_heads = (
-        _per_layer(metadata.attention_head_count_kv, layers)
-        if metadata.attention_head_count_kv is not None
-        else all_heads
-    )
-    if all_heads is None or kv_heads is None:
-        return None
-    heads = max(all_heads)
-    recurrent = raw.recurrent_floats()
-    if heads == 0 and recurrent == 0:
-        return None
-    default = width // heads if heads else 0
-    key = metadata.attention_key_length if metadata.attention_key_length is not None else default
-    value = metadata.attention_value_length if metadata.attention_value_length is not None else default
-    if not (0 <= key <= _MAX_HEADS and 0 <= value <= _MAX_HEADS):
-        return None
-    if raw.number("attention.key_length_mla"):
-        value = 0  # latent attention: the values are read out of the keys
-    window = metadata.attention_sliding_window or 0
-    window = window if 0 < window <= _MAX_CELLS else 0
-    without_cache = sum(1 for count in kv_heads if count == 0) if heads else layers
-    return _Shape(
-        layers=layers,
-        kv_heads=kv_heads if heads else [0] * layers,
-        heads=heads,
-        key_length=key,
-        value_length=value,
-        width=width,
-        vocabulary=vocabulary,
-        window=window,
-        full=_full_attention(raw, metadata.architecture, layers) if window else [True] * layers,
-        recurrent_floats=recurrent * without_cache,
-    )
-
-
-class _Raw:
-    """The architecture's fields that have no name of their own in the metadata."""
-
-    def __init__(self, metadata: GGUFMetadata) -> None:
-        self.values = metadata.raw or {}
-        self.architecture = metadata.architecture
-
-    def get(self, name: str) -> Any:
-        return self.values.get(f"{self.architecture}.{name}")
-
-    def number(self, name: str) -> int:
-        value = self.get(name)
-        return value if isinstance(value, int) and not isinstance(value, bool) and 0 < value <= _MAX_WIDTH else 0
-
-    def recurrent_floats(self) -> int:
-        """Floats of state that one recurrent layer keeps per sequence; 0 where the model has none."""
-        inner, state = self.number("ssm.inner_size"), self.number("ssm.state_size")
-        if not inner or not state:
-            return 0
-        kernel, groups = self.number("ssm.conv_kernel"), self.number("ssm.group_count")
-        return max(kernel - 1, 0) * (inner + 2 * groups * state) + state * inner
-
-
-def _full_attention(raw: _Raw, architecture: str | None, layers: int) -> list[bool]:
-    """Per layer, whether it sees the whole context in a model with a sliding window."""
-    pattern = raw.get("attention.sliding_window_pattern")
-    if isinstance(pattern, list) and len(pattern) >= layers:
-        return [not sliding for sliding in pattern[:layers]]
-    period = pattern if isinstance(pattern, int) and not isinstance(pattern, bool) else None
-    period = period if period is not None else _WINDOW_PATTERNS.get(architecture or "", 0)
-    if period < 1:
-        # A window without a pattern: which layers it is for is not known, so none is taken for bounded.
-        return [True] * layers
-    return [(layer + 1) % period == 0 for layer in range(layers)]
-
-
-def _per_layer(value: int | list[int] | None, layers: int) -> list[int] | None:
-    if value is None:
-        return [0] * layers
-    if isinstance(value, list):
-        counts = value[:layers]
-        return counts if len(counts) == layers and all(0 <= count <= _MAX_HEADS for count in counts) else None
-    return [value] * layers if 0 <= value <= _MAX_HEADS else None
-
-
-def _pad(value: int, unit: int) -> int:
-    return -(-value // unit) * unit
-
-
-def _clamp(value: int, low: int, high: int) -> int:
-    return max(low, min(high, value))
