@@ -296,27 +296,41 @@ async def _pieces(prompt: str, options: ChatOptions, answer: ChatAnswer) -> Asyn
     """The answer's text as it arrives. Fills `answer`; a piece may be empty when only thoughts came."""
     import httpx
 
-    endpoint = await find_endpoint(options.server)
-    answer.model = endpoint.model_id
-    headers = {"Authorization": f"Bearer {endpoint.api_key}"} if endpoint.api_key else {}
-    # No limit on reading: a long prompt on a slow machine is silent for minutes. No proxies: the server is ours.
-    limits = httpx.Timeout(None, connect=10.0)
-    url = f"{endpoint.url}/v1/chat/completions"
-    try:
-        async with (
-            httpx.AsyncClient(trust_env=False, timeout=limits) as client,
-            client.stream("POST", url, json=_body(prompt, options), headers=headers) as response,
-        ):
-            if response.status_code != 200:
-                raise _refused(response.status_code, await response.aread())
-            async for event in _events(response):
+    # An LLM that steps aside for an image may be gone between the question where it is and the request to it: then the
+    # request waits for its return like any other. Twice would be another matter.
+    for last in (False, True):
+        endpoint = await find_endpoint(options.server)
+        answer.model = endpoint.model_id
+        answered = False
+        try:
+            async for event in _exchange(endpoint, _body(prompt, options)):
+                answered = True
                 piece = _take(event, answer)
                 if piece is not None:
                     yield piece
-    except httpx.HTTPError as error:
-        raise _connection_lost(error) from error
+            break
+        except httpx.HTTPError as error:
+            if answered or last:
+                raise _connection_lost(error) from error
     if answer.finish_reason is None:
         raise _connection_lost(None)
+
+
+async def _exchange(endpoint: Endpoint, body: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
+    """The events of one answer."""
+    import httpx
+
+    headers = {"Authorization": f"Bearer {endpoint.api_key}"} if endpoint.api_key else {}
+    # No limit on reading: a long prompt on a slow machine is silent for minutes. No proxies: the server is ours.
+    limits = httpx.Timeout(None, connect=10.0)
+    async with (
+        httpx.AsyncClient(trust_env=False, timeout=limits) as client,
+        client.stream("POST", f"{endpoint.url}/v1/chat/completions", json=body, headers=headers) as response,
+    ):
+        if response.status_code != 200:
+            raise _refused(response.status_code, await response.aread())
+        async for event in _events(response):
+            yield event
 
 
 async def _events(response: httpx.Response) -> AsyncIterator[dict[str, Any]]:

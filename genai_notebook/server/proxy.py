@@ -126,8 +126,23 @@ class ProxyHandler(ServerHandler):
     async def forward(self, kind: str, name: str | None) -> None:
         path = upstream_path(self.request.path, self.base_url)
         body = self.whole_body()
-        info = await self.while_connected(self.running(kind, name))
-        await self.while_connected(self.exchange(info, path, body))
+        await self.while_connected(self._forward(kind, name, path, body))
+
+    async def _forward(self, kind: str, name: str | None, path: str, body: bytes) -> None:
+        response = await self._answer_of(await self.running(kind, name), path, body)
+        if response is None:
+            # It was about to step aside when the request came: the request waits for its return like any other.
+            response = await self._answer_of(await self.running(kind, name), path, body)
+        if response is None:
+            raise ServerError(
+                "The LLM did not answer.",
+                code="BACKEND_ERROR",
+                hint="%genai logs shows what the engine said last.",
+            )
+        try:
+            await self._pass_on(response)
+        finally:
+            await response.aclose()
 
     async def running(self, kind: str, name: str | None) -> ServerInfo:
         """Where the LLM is, once it is there.
@@ -139,9 +154,8 @@ class ProxyHandler(ServerHandler):
         loop = asyncio.get_running_loop()
         deadline = loop.time() + RELOAD_WAIT
         info: ServerInfo = manager.get_info()
-        while info.status != "running":
-            coming = info.status == "starting" or (kind == "llama" and self._stepped_aside())
-            if not coming:
+        while (aside := kind == "llama" and self._stepped_aside()) or info.status != "running":
+            if not aside and info.status != "starting":
                 raise ServerError(
                     "No LLM is running.",
                     {"status": info.status},
@@ -160,7 +174,8 @@ class ProxyHandler(ServerHandler):
             info = manager.get_info()
         return info
 
-    async def exchange(self, info: ServerInfo, path: str, body: bytes) -> None:
+    async def _answer_of(self, info: ServerInfo, path: str, body: bytes) -> httpx.Response | None:
+        """The beginning of the engine's answer, or None where it went away without one."""
         import httpx
 
         client = self.house.http_client()
@@ -172,18 +187,10 @@ class ProxyHandler(ServerHandler):
             content=body or None,
         )
         try:
-            response = await client.send(request, stream=True)
-        except httpx.HTTPError as error:
-            raise ServerError(
-                "The LLM did not answer.",
-                {"reason": type(error).__name__},
-                code="BACKEND_ERROR",
-                hint="%genai logs shows what the engine said last.",
-            ) from None
-        try:
-            await self._pass_on(response)
-        finally:
-            await response.aclose()
+            return await client.send(request, stream=True)
+        except httpx.TransportError as error:
+            self.log.debug("genai_notebook: the LLM did not answer: %r", error)
+            return None
 
     async def _pass_on(self, response: httpx.Response) -> None:
         import httpx

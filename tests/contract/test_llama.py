@@ -550,8 +550,8 @@ class TestLogs:
         subject.run(scenario())
 
     def test_a_crash_is_explained_by_the_tail(self, subject: Subject) -> None:
-        subject.fake_llama.set(exit_at_start=1, start_log=["0.00.000.001 E out of memory"])
+        subject.fake_llama.set(exit_at_start=1, start_log=["0.00.000.001 E out of luck"])
         with pytest.raises(ServerError) as caught:
             subject.run(subject.start_llm())
-        assert "out of memory" in "\n".join((caught.value.details or {})["log"])
-        eventually(lambda: subject.run(_logs_hold(subject, "out of memory")))
+        assert "out of luck" in "\n".join((caught.value.details or {})["log"])
+        eventually(lambda: subject.run(_logs_hold(subject, "out of luck")))

@@ -4,6 +4,9 @@ Beside the words of `engine.py` the control file may hold:
 
     reply          what every chat answers (default: "Paris.")
     token_seconds  pause between two words of a streamed answer
+    answer_seconds how long an answer that is not streamed takes; its slot is busy meanwhile
+    most_context   a larger context than this does not fit: it ends as the real one does
+    most_layers    so many layers fit into VRAM; with --fit on, or fewer, it loads
 """
 
 import json
@@ -37,6 +40,7 @@ PUBLIC = ("/health", "/v1/health", "/models", "/v1/models")
 class FakeLlamaServer(Engine):
     options = frozenset(OPTIONS.split())
     switches = frozenset(SWITCHES.split())
+    answering = 0
 
     def version(self):
         return "version: 9860 (fa4e0000)\nbuilt with a fake compiler for tests"
@@ -44,6 +48,26 @@ class FakeLlamaServer(Engine):
     def address(self):
         self.check_model(self.flag("-m", "--model", default=""))
         return self.flag("--host", default="127.0.0.1"), int(self.flag("--port", default=8080))
+
+    def load(self, host, port):
+        most, context = self.control.get("most_context"), int(self.flag("-c", "--ctx-size", default=4096))
+        layers, fitting = int(self.flag("-ngl", "--n-gpu-layers", default=-1)), self.control.get("most_layers")
+        if most is not None and context > most:
+            self.out_of_memory("CPU", context * 1000)
+        if fitting is not None and layers > fitting and self.flag("-fit", "--fit") != "on":
+            self.out_of_memory("CUDA0", layers * 1000)
+        if fitting is not None:
+            layers = min(layers, fitting) if layers >= 0 else fitting
+            say(f"0.00.020.000 I load_tensors: offloaded {layers}/33 layers to GPU")
+            say(f"0.00.020.001 I load_tensors:        CUDA0 model buffer size = {layers * 2.0:8.2f} MiB")
+            say("0.00.020.002 I load_tensors:   CPU_Mapped model buffer size =     8.00 MiB")
+        super().load(host, port)
+
+    def out_of_memory(self, device, size):
+        say(f"0.00.020.000 E alloc_tensor_range: failed to allocate {device} buffer of size {size}")
+        say("0.00.020.001 E srv    load_model: failed to create_context")
+        self.control.note("exit", code=1)
+        os._exit(1)
 
     def listening(self, host, port):
         say("0.00.031.589 I srv  llama_server: model loaded")
@@ -101,7 +125,8 @@ class FakeLlamaServer(Engine):
         request.answer(200, {**value, "build_info": "b9860-fake", "chat_template": ""})
 
     def slots(self, request):
-        slots = [{"id": n, "n_ctx": self.context(), "is_processing": False} for n in range(self.slot_count())]
+        busy = self.answering
+        slots = [{"id": n, "n_ctx": self.context(), "is_processing": n < busy} for n in range(self.slot_count())]
         request.answer(200, slots)
 
     def models(self, request):
@@ -118,7 +143,15 @@ class FakeLlamaServer(Engine):
         body = request.json_body()
         if body is None or not isinstance(body.get("messages"), list):
             return failure(request, 400, "'messages' must be an array", "invalid_request_error")
+        self.answering += 1
         self.control.note("chat", body=body)
+        time.sleep(float(self.control.get("answer_seconds", 0)))
+        try:
+            return self.answer_chat(request, body)
+        finally:
+            self.answering -= 1
+
+    def answer_chat(self, request, body):
         reply = self.control.get("reply", "Paris.")
         usage = {"prompt_tokens": 7, "completion_tokens": len(reply.split()), "total_tokens": 7 + len(reply.split())}
         base = {"id": "chatcmpl-fake", "created": int(time.time()), "model": body.get("model") or "fake"}

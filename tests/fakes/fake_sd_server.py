@@ -6,6 +6,8 @@ Beside the words of `engine.py` the control file may hold:
     fail_job      text: jobs end as failed with it
     hang_job      jobs stay in "generating"
     no_result     jobs end as completed, with nothing in them
+    no_room_with  a pid: while that process lives, the model does not fit
+    params        MB of VRAM and of RAM that the parameters are said to take
 """
 
 import base64
@@ -58,7 +60,17 @@ class FakeSdServer(Engine):
         bar(269, 543, "281.98MB/s")
         bar(543, 543, "281.98MB/s")
         say("")
+        if (other := self.control.get("no_room_with")) and os.path.exists(f"/proc/{other}"):
+            say("[ERROR] ggml_extend.hpp:1900 - failed to allocate the params buffer")
+            self.control.note("exit", code=1)
+            os._exit(1)
         say("[INFO ] model.cpp:993  - loading tensors completed, taking 0.01s")
+        if params := self.control.get("params"):
+            vram, ram = params
+            say(
+                f"[INFO ] stable-diffusion.cpp:985  - total params memory size = {vram + ram:.2f}MB "
+                f"(VRAM {vram:.2f}MB, RAM {ram:.2f}MB): text_encoders {ram:.2f}MB(RAM)"
+            )
         super().load(host, port)
 
     def listening(self, host, port):

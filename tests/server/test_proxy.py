@@ -77,8 +77,10 @@ async def test_a_request_waits_for_an_llm_that_stepped_aside(
     await asyncio.sleep(0.3)
     assert not asking.done()
     await extension.runtime.llama_server.resume()
+    monkeypatch.setattr(orchestrator, "_saved", None)
     assert (await asking).status == 200
-    await extension.runtime.llama_server.step_aside()
+    # From the moment it is to step aside, nothing new reaches it, although it still runs.
+    monkeypatch.setattr(orchestrator, "_saved", saved)
     monkeypatch.setattr(proxy, "RELOAD_WAIT", 0.2)
     late = await call("GET", "llama/v1/models")
     assert (late.status, late.error["code"]) == (503, "SERVER_NOT_RUNNING")

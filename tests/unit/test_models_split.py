@@ -15,7 +15,7 @@ import pytest
 
 from genai_notebook.core.models import ModelManager
 from genai_notebook.core.schema import DiffusionServerConfig, DownloadConfig, ModelInfo, PartConfig
-from genai_notebook.core.servers.diffusion import arguments
+from genai_notebook.core.servers.sd_flags import arguments
 from genai_notebook.errors import ChecksumError, DownloadError, InvalidRequestError
 from tests.fakes.file_server import file_server
 from tests.fakes.gguf_files import tiny_diffusion

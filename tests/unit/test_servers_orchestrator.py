@@ -32,7 +32,7 @@ class Machine:
     def __init__(self, *, total: float, free: float, vram: float | None, llm: float) -> None:
         self.total, self.free, self.vram, self.llm = total, free, vram, llm
 
-    async def detect(self) -> SystemCapabilities:
+    async def detect(self, force: bool = False) -> SystemCapabilities:
         gpu = GPUInfo(available=self.vram is not None, vram=_bytes(self.vram), vram_available=_bytes(self.free))
         return SystemCapabilities(
             cpu=CPUInfo(cores=8, physical_cores=4, model="m", architecture="x64"),

@@ -51,6 +51,7 @@ class Engine(Struct, frozen=True, kw_only=True):
         version: its own version, or None where it does not tell.
         variant: where it is from: 'explicit', 'embedded' or 'path'.
         env: environment variables it needs on top of the usual ones.
+        gpu: whether it can use a GPU at all; None: it shows when it has loaded a model.
     """
 
     name: str
@@ -59,6 +60,7 @@ class Engine(Struct, frozen=True, kw_only=True):
     version: str | None
     variant: Variant
     env: dict[str, str] = {}
+    gpu: bool | None = None
 
 
 class _Look(Struct, frozen=True):
@@ -257,6 +259,7 @@ def _look_at_wheels(kind: Kind, validate: bool) -> _Look:
         version=version,
         variant="embedded",
         env=_python_path(),
+        gpu=_may_use_gpu(version),
     )
     if validate:
         try:
@@ -264,6 +267,13 @@ def _look_at_wheels(kind: Kind, validate: bool) -> _Look:
         except CheckFailedError as error:
             return _Look(name, "embedded", "failed", path=sys.executable, reason=str(error))
     return _Look(name, "embedded", "usable", engine, sys.executable)
+
+
+def _may_use_gpu(version: str | None) -> bool | None:
+    """The index's wheels are built for Metal on macOS and for the CPU elsewhere; GPU builds from other places have a
+    local version, such as 0.2.0+cu128.
+    """
+    return None if sys.platform == "darwin" or "+" in (version or "") else False
 
 
 def _is_there(module: str) -> bool:

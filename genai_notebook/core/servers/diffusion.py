@@ -25,10 +25,14 @@ from genai_notebook.core.schema import (
     ImageGenerationResult,
     ModelInfo,
 )
+from genai_notebook.core.servers.footprints import Footprints, footprint_key
 from genai_notebook.core.servers.generations import GenerationRegistry
+from genai_notebook.core.servers.idle import IdleClock
 from genai_notebook.core.servers.jobs import ImageJob
-from genai_notebook.core.servers.manager import Parts, ServerManager, insufficient, refuse_flags
+from genai_notebook.core.servers.load_report import Footprint, LoadReport
+from genai_notebook.core.servers.manager import Parts, ServerManager, insufficient
 from genai_notebook.core.servers.progress import Calibration
+from genai_notebook.core.servers.sd_flags import arguments, check, memory_flags
 from genai_notebook.core.servers.session import EngineSession, stop_quietly
 from genai_notebook.core.utilities import now_iso
 from genai_notebook.core.validation import from_call, from_keywords
@@ -38,7 +42,6 @@ READY = "/sdcpp/v1/capabilities"
 DEFAULT_PORT = 8081
 #: Seconds without an image after which the resident engine gives its memory back.
 IDLE_LIMIT = 300.0
-_OURS = frozenset({"-m", "--model", "--listen-ip", "--listen-port", "-l"})
 
 
 class Listener(Protocol):
@@ -57,6 +60,8 @@ class Gate(Protocol):
     """Who makes room before an image and tidies up after it: the orchestrator."""
 
     async def before_image(self) -> None: ...
+
+    async def evict_llm(self) -> bool: ...
 
     def after_image(self) -> None: ...
 
@@ -89,8 +94,10 @@ class DiffusionServerManager(ServerManager[DiffusionServerInfo]):
         self._calibration = Calibration()
         self._jobs: dict[str, ImageJob] = {}
         self._turn = asyncio.Lock()
-        self._idle: asyncio.TimerHandle | None = None
+        self._idle = IdleClock(IDLE_LIMIT, lambda: self._spawn(self._end_idle()))
         self._line_listener: Callable[[str], None] | None = None
+        self._report = LoadReport()
+        self._footprints = Footprints(self._parts.settings.cache)
 
     # ---- start and stop ----
 
@@ -134,7 +141,7 @@ class DiffusionServerManager(ServerManager[DiffusionServerInfo]):
             "api_key": api_key,
             **options,
         }
-        checked = _check(from_call(DiffusionServerConfig, config, keywords))
+        checked = check(from_call(DiffusionServerConfig, config, keywords))
         key = None if checked.api_key is False else checked.api_key or secrets.token_urlsafe(24)
         return await self._launch(checked, key)
 
@@ -192,7 +199,7 @@ class DiffusionServerManager(ServerManager[DiffusionServerInfo]):
                 # The job whose engine has just crashed reports that itself.
                 if self._status != "crashed" or job.waiting:
                     await job.cancel(f"{self._title} has ended.")
-            await self.release()
+            await self._unload()
             listener, self._listener = self._listener, None
             if listener is not None:
                 await listener.close()
@@ -324,21 +331,38 @@ class DiffusionServerManager(ServerManager[DiffusionServerInfo]):
         try:
             async with self._turn:
                 if not job.finished:
-                    self._stop_idle_clock()
+                    self._idle.stop()
                     await job.run(self._paint)
         finally:
             del self._jobs[job.id]
             # While more images wait in line, the LLM would come back only to leave again.
             if self.gate is not None and not self._jobs:
                 self.gate.after_image()
-            self._start_idle_clock()
+            if self._session is not None and not self._jobs:
+                self._idle.start()
             if self._status == "running":
                 self._announce()
 
     async def _paint(self, job: ImageJob) -> None:
         if self.gate is not None:
             await self.gate.before_image()
-        await job.paint(await self._load(job))
+        self._report.forget_out_of_memory()
+        try:
+            await job.paint(await self._load(job))
+        except ServerError:
+            # The estimate was too low. Once more, without the LLM, if that is still there.
+            if self._report.out_of_memory is None or not self._is_whole() or self.gate is None:
+                raise
+            if not await self.gate.evict_llm():
+                raise
+            self._log.append("warn", f"out of memory ({self._report.out_of_memory}); once more without the LLM")
+            await self._unload()
+            await job.paint(await self._load(job))
+
+    def _is_whole(self) -> bool:
+        """Whether images can go on: no engine has died in the middle of one."""
+        exit = self._session.exit if self._session is not None else None
+        return self._status == "running" and not (exit is not None and exit.done())
 
     # ---- the resident engine ----
 
@@ -351,6 +375,7 @@ class DiffusionServerManager(ServerManager[DiffusionServerInfo]):
         self._line_listener = job.begin(self._calibration, loaded=self._session is not None)
         if self._session is not None:
             return self._session
+        self._report = LoadReport()
         session = EngineSession(
             self._name,
             engine,
@@ -371,13 +396,44 @@ class DiffusionServerManager(ServerManager[DiffusionServerInfo]):
             await stop_quietly(session)
             raise
         self._session = session
+        if (found := self._report.footprint) is not None:
+            await asyncio.to_thread(self._footprints.remember, self._footprint_key(), found)
         self._announce()
         self._watch(session, READY)
         return session
 
+    @property
+    def footprint(self) -> Footprint | None:
+        """Bytes that the engine said the model took when it was loaded last, or None where that is not known."""
+        return self._footprints.recall(self._footprint_key()) if self._model and self._engine else None
+
+    @property
+    def may_use_gpu(self) -> bool:
+        """Whether the model may be loaded onto a GPU, if there is one."""
+        on_cpu = self._config is not None and self._config.gpu_layers == 0
+        return not on_cpu and (self._engine is None or self._engine.gpu is not False)
+
+    def _footprint_key(self) -> str:
+        assert self._model is not None
+        assert self._engine is not None
+        assert self._config is not None
+        return footprint_key(self._model, self._engine.name, memory_flags(self._config))
+
     async def release(self) -> bool:
-        """End the resident engine and give its memory back; the next image loads it again. False: none was loaded."""
-        self._stop_idle_clock()
+        """Give the memory of the idle engine back, and wait until it is free; the next image loads the model again.
+
+        False: none was loaded, or an image is being made.
+        """
+        session = self._session
+        watch = await asyncio.to_thread(self._parts.system.watch, session.pid if session else None)
+        if self._jobs or not await self._unload():  # an image may have begun in the meantime
+            return False
+        await watch.wait()
+        return True
+
+    async def _unload(self) -> bool:
+        """End the resident engine. False: none was loaded."""
+        self._idle.stop()
         loaded = self._session is not None
         await self._end_session()
         if loaded and self._status == "running":
@@ -396,45 +452,10 @@ class DiffusionServerManager(ServerManager[DiffusionServerInfo]):
         return (await self._parts.system.detect()).recommendations.threads
 
     def _on_line(self, text: str, is_bar: bool) -> None:
+        self._report.feed(text, is_bar)
         if self._line_listener is not None:
             self._line_listener(text)
 
-    def _start_idle_clock(self) -> None:
-        self._stop_idle_clock()
-        if self._session is not None and not self._jobs:
-            self._idle = asyncio.get_running_loop().call_later(IDLE_LIMIT, lambda: self._spawn(self._end_idle()))
-
-    def _stop_idle_clock(self) -> None:
-        if self._idle is not None:
-            self._idle.cancel()
-            self._idle = None
-
     async def _end_idle(self) -> None:
-        if not self._jobs and await self.release():
+        if not self._jobs and await self._unload():
             self._log.append("info", f"the image model was idle for {IDLE_LIMIT:.0f} s; its memory is free again")
-
-
-def arguments(config: DiffusionServerConfig, model: ModelInfo, port: int, threads: int) -> list[str]:
-    """sd-server's flags for a configuration."""
-    flags = ["--listen-ip", LOOPBACK, "--listen-port", str(port), "--threads", str(threads)]
-    for role, path in (model.components or {"model": model.path}).items():
-        flags += [_ROLE_FLAGS.get(role, f"--{role.replace('_', '-')}"), path]
-    if config.gpu_layers == 0:
-        flags += ["--clip-on-cpu", "--vae-on-cpu"]
-    if config.vram_budget:
-        flags += ["--max-vram", f"{config.vram_budget / 1024:g}"]
-    return flags + config.extra_args
-
-
-_ROLE_FLAGS = {"clip_l": "--clip_l", "clip_g": "--clip_g", "llm_vision": "--llm_vision"}
-
-
-def _check(config: DiffusionServerConfig) -> DiffusionServerConfig:
-    if config.gpu_layers not in (None, 0):
-        raise InvalidRequestError(
-            "gpu_layers: image engines do not split by layers.",
-            {"field": "gpu_layers"},
-            hint="Use gpu_layers=0 for the CPU only, or vram_budget to bound the VRAM.",
-        )
-    refuse_flags(config.extra_args, _OURS)
-    return config

@@ -121,7 +121,9 @@ class ImageJob:
 
     def begin(self, calibration: Calibration, *, loaded: bool) -> Callable[[str], None]:
         """Progress begins; returns what wants the engine's lines."""
-        self._tracker = ProgressTracker(self.config, calibration, loaded=loaded)
+        # A second try goes on where the first one had come: percentages never fall.
+        floor = self._tracker.best if self._tracker is not None else 0.0
+        self._tracker = ProgressTracker(self.config, calibration, loaded=loaded, floor=floor)
         self._report(force=True)
         return self._read_line
 

@@ -2,34 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 from collections.abc import Awaitable, Callable
 from typing import Any, Literal
 
-import msgspec
-
+from genai_notebook.core.engines.manager import Engine
 from genai_notebook.core.processes.ports import LOOPBACK, free_port, require_free
 from genai_notebook.core.schema import LlamaServerConfig, ModelInfo, ServerInfo
-from genai_notebook.core.servers.manager import Parts, ServerManager, insufficient, refuse_flags
+from genai_notebook.core.servers.llama_flags import arguments, check, secrets_of
+from genai_notebook.core.servers.load_report import Footprint, LoadReport
+from genai_notebook.core.servers.manager import Parts, ServerManager, insufficient
+from genai_notebook.core.servers.resolved import Resolved, as_loaded, in_words, made_smaller, resolved_by
 from genai_notebook.core.servers.session import EngineSession, stop_quietly
+from genai_notebook.core.system.plan import Wishes
 from genai_notebook.core.validation import from_call
 from genai_notebook.errors import InsufficientResourcesError, ServerError
 
 HEALTH = "/health"
-#: Flags whose values are the manager's business: a second one would open another door.
-_OURS = frozenset(
-    """-m --model --host --port --api-key --api-key-file -a --alias --ssl-key-file --ssl-cert-file --path --api-prefix
-    -mu --model-url -hf --hf-repo --models-dir --log-file --reuse-port""".split()  # noqa: SIM905
-)
-
-
-class Resolved(msgspec.Struct, frozen=True):
-    """A configuration with nothing left open: what a restart repeats, and what an offload saves."""
-
-    asked: LlamaServerConfig
-    config: LlamaServerConfig
-    port: int
-    api_key: str | None
+#: Seconds that an LLM gets for finishing its answers before it steps aside, and between looks at its slots.
+DRAIN_LIMIT, DRAIN_POLL = 60.0, 0.25
 
 
 class LlamaServerManager(ServerManager[ServerInfo]):
@@ -49,6 +41,7 @@ class LlamaServerManager(ServerManager[ServerInfo]):
         #: How often somebody wished it started, stopped or restarted: what the orchestrator must not overrule.
         self.wishes = 0
         self._context_size: int | None = None
+        self._report = LoadReport()
         #: Frees memory that somebody else holds; True if it did. Set by the Runtime.
         self.make_room: Callable[[], Awaitable[bool]] | None = None
 
@@ -75,12 +68,15 @@ class LlamaServerManager(ServerManager[ServerInfo]):
             port: TCP port, or "auto" for any free one.
             threads: CPU threads; None: worked out from the cores.
             context_size: tokens; None: 4096, but never more than the model was trained for.
-            gpu_layers: layers in VRAM, 0 for none; None: as many as fit.
+            gpu_layers: layers in VRAM, 0 for none; None: as many as fit (with one layer more for the output).
             parallel_requests: slots; each has the whole context (one unified KV cache).
             flash_attention: None of our business unless asked: "auto" leaves it to the engine.
             force_validation: test the engine again although it passed before.
             api_key: None draws a random one, False serves without a key.
-            options: cache_type_k, cache_type_v, extra_args (a list of further flags).
+            options: cache_type_k, cache_type_v (types of the KV cache; None: f16, or q8_0 where only that fits),
+                extra_args (a list of further flags).
+
+        When memory turns out to be too short while the model loads, what was left open is made smaller once.
 
         Raises:
             InvalidRequestError: an unknown or wrong option; the field is named.
@@ -102,8 +98,7 @@ class LlamaServerManager(ServerManager[ServerInfo]):
             "api_key": api_key,
             **options,
         }
-        checked = from_call(LlamaServerConfig, config, keywords)
-        refuse_flags(checked.extra_args, _OURS)
+        checked = check(from_call(LlamaServerConfig, config, keywords))
         self.wishes += 1
         return await self._run_start(lambda: self._start(checked, None), lambda: self._ask(checked))
 
@@ -115,18 +110,45 @@ class LlamaServerManager(ServerManager[ServerInfo]):
             GenaiNotebookError: as `start`.
         """
         self.wishes += 1
-        return await self.resume()
+        return await self._again()
 
     async def stop(self) -> None:
         self.wishes += 1
         await super().stop()
 
-    async def step_aside(self) -> None:
-        """As `stop`, but for a while: it is the orchestrator that wishes it, not a person."""
+    async def step_aside(self, ram: int | None = None, vram: int | None = None) -> None:
+        """As `stop`, but for a while: it is the orchestrator that wishes it, not a person.
+
+        Answers under way are finished first, and its memory is really free afterwards.
+
+        Args:
+            ram, vram: bytes that are needed next: when so much is free, nothing more is waited for.
+        """
+        await self._finish_answers()
+        session, held = self._session, self.footprint
+        pid, on_gpu = (session.pid if session else None), (held.vram if held else 0)
+        watch = await asyncio.to_thread(self._parts.system.watch, pid, vram=on_gpu)
         await super().stop()
+        if not await watch.wait(ram, vram):
+            self._log.append("warn", "the memory of the model that stepped aside is not free yet")
+
+    async def _finish_answers(self) -> None:
+        loop = asyncio.get_running_loop()
+        end = loop.time() + DRAIN_LIMIT
+        while (session := self._session) is not None and self._status == "running" and loop.time() < end:
+            slots = await session.get_json("/slots")
+            busy = isinstance(slots, list) and any(isinstance(s, dict) and s.get("is_processing") for s in slots)
+            if not busy:
+                return
+            await asyncio.sleep(DRAIN_POLL)
 
     async def resume(self) -> ServerInfo:
-        """As `restart`; the other half of `step_aside`."""
+        """The other half of `step_aside`. If it is running all the same, nothing happens."""
+        if self._status == "running" and self._stopping is None:
+            return self.get_info()
+        return await self._again()
+
+    async def _again(self) -> ServerInfo:
         asked, last = self._asked, self._resolved
         if asked is None:
             raise ServerError("The LLM server was never started.", code="SERVER_NOT_RUNNING", hint="%genai start")
@@ -166,16 +188,42 @@ class LlamaServerManager(ServerManager[ServerInfo]):
         """The last start's configuration with every number worked out, or None."""
         return self._resolved.config if self._resolved else None
 
+    @property
+    def footprint(self) -> Footprint | None:
+        """Bytes that the running engine says its model takes, or None where nothing runs or it does not tell."""
+        return self._report.footprint if self._session is not None else None
+
     # ---- one start ----
 
     async def _start(self, config: LlamaServerConfig, again: Resolved | None) -> ServerInfo:
         model = await self._find_model(config.model_id, "llm")
-        resolved = again or await self._resolve(config, model)
         engine = await self._parts.engines.resolve(
             "llama", force_validation=config.force_validation, on_log=self._binary_log
         )
+        resolved = again or await self._resolve(config, model, engine)
         require_free(resolved.port)
+        try:
+            return await self._load(resolved, model, engine)
+        except ServerError as error:
+            if (reason := self._report.out_of_memory) is None:
+                raise
+            freed = self.make_room is not None and await self.make_room()
+            smaller = made_smaller(resolved)
+            if smaller is None and not freed:
+                raise _out_of_memory(model, resolved, reason, error) from error
+        resolved = smaller or resolved
+        self._log.append("warn", f"out of memory ({reason}); trying once more, {in_words(resolved)}")
+        try:
+            return await self._load(resolved, model, engine)
+        except ServerError as error:
+            if (reason := self._report.out_of_memory) is None:
+                raise
+            raise _out_of_memory(model, resolved, reason, error) from error
+
+    async def _load(self, resolved: Resolved, model: ModelInfo, engine: Engine) -> ServerInfo:
+        """One process, until it serves the model."""
         self._resolved = resolved
+        self._report = report = LoadReport()
         if resolved.api_key:
             self._log.hide(resolved.api_key)
         session = EngineSession(
@@ -188,9 +236,10 @@ class LlamaServerManager(ServerManager[ServerInfo]):
             settings=self._parts.settings,
             launcher=self._parts.launcher,
             log=self._log,
+            on_line=report.feed,
         )
         try:
-            await session.launch(arguments(resolved, model), _secrets(resolved))
+            await session.launch(arguments(resolved, model), secrets_of(resolved))
             self._session = session
             self._announce()
             await session.wait_until_ready(HEALTH)
@@ -199,80 +248,50 @@ class LlamaServerManager(ServerManager[ServerInfo]):
             self._session = None
             await stop_quietly(session)
             raise
+        self._resolved = as_loaded(resolved, report)
         self._change("running", "ok")
         self._watch(session, HEALTH)
         return self.get_info()
 
-    async def _resolve(self, config: LlamaServerConfig, model: ModelInfo) -> Resolved:
+    async def _resolve(self, config: LlamaServerConfig, model: ModelInfo, engine: Engine) -> Resolved:
         """Work out what was left open, and check that the result fits."""
-        optimal = await self._parts.system.get_optimal_config(model)
-        trained = model.gguf_metadata.context_length if model.gguf_metadata else None
-        wanted = config.context_size or 4096
-        full = msgspec.structs.replace(
-            config,
-            threads=config.threads or optimal.get("threads"),
-            gpu_layers=config.gpu_layers if config.gpu_layers is not None else optimal.get("gpu_layers", 0),
-            context_size=min(wanted, trained) if trained and trained > 0 and not config.context_size else wanted,
-        )
-        if (lack := await self._lack(model, full)) and self.make_room is not None and await self.make_room():
-            lack = await self._lack(model, full)
-        if lack:
-            raise lack
-        key = None if config.api_key is False else config.api_key or secrets.token_urlsafe(24)
-        port = free_port() if config.port == "auto" else config.port
-        return Resolved(config, full, port, key)
-
-    async def _lack(self, model: ModelInfo, config: LlamaServerConfig) -> InsufficientResourcesError | None:
-        """Why a resolved configuration does not fit into what is free right now, or None if it does."""
-        system = self._parts.system
-        needs = await system.estimate_memory(
-            model,
-            context_size=config.context_size or 4096,
-            parallel_requests=config.parallel_requests,
-            gpu_layers=config.gpu_layers or 0,
-            kv_unified=True,
+        wishes = Wishes(
+            context_size=config.context_size,
+            gpu_layers=config.gpu_layers,
             cache_type_k=config.cache_type_k,
             cache_type_v=config.cache_type_v,
+            parallel_requests=config.parallel_requests,
+            flash_attention=config.flash_attention not in (False, "off"),
+            use_gpu=engine.gpu is not False,
         )
-        free = system.get_memory_info().available
-        if needs.ram > free:
-            return insufficient(model, "RAM", needs.ram, free, "Use a smaller model or a smaller context size.")
-        gpu = (await system.detect(force=needs.vram > 0)).gpu
-        if gpu.vram_available is not None and needs.vram > gpu.vram_available:
-            return insufficient(
-                model, "VRAM", needs.vram, gpu.vram_available, "Use fewer GPU layers or a smaller context size."
-            )
-        return None
+        system = self._parts.system
+        plan = await system.plan(model, wishes)
+        if not plan.fits and self.make_room is not None and await self.make_room():
+            plan = await system.plan(model, wishes)
+        if plan.lacks:
+            what, needed, there = plan.lacks
+            raise insufficient(model, what, needed, there, _way_out(config))
+        threads = config.threads or (await system.detect()).recommendations.threads
+        key = None if config.api_key is False else config.api_key or secrets.token_urlsafe(24)
+        port = free_port() if config.port == "auto" else config.port
+        return Resolved(config, resolved_by(plan, config, threads), port, key)
 
 
-def arguments(resolved: Resolved, model: ModelInfo) -> list[str]:
-    """llama-server's flags for a resolved configuration."""
-    config = resolved.config
-    flags = ["--model", model.path, "--alias", model.id, "--host", LOOPBACK, "--port", str(resolved.port)]
-    flags += ["--ctx-size", str(config.context_size), "--parallel", str(config.parallel_requests), "--kv-unified"]
-    # Always said, 0 included: newer builds default to "auto".
-    flags += ["--n-gpu-layers", str(config.gpu_layers or 0), "--flash-attn", _on_off(config.flash_attention)]
-    if config.threads:
-        flags += ["--threads", str(config.threads)]
-    if config.cache_type_k != "f16":
-        flags += ["--cache-type-k", config.cache_type_k]
-    if config.cache_type_v != "f16":
-        flags += ["--cache-type-v", config.cache_type_v]
-    # The numbers are ours: the engine's own fitting would load everything twice, and its prompt cache would take up to
-    # 8 GiB of RAM that no estimate counts.
-    flags += ["--fit", "off", "--cache-ram", "0"]
-    if model.supports_reasoning:
-        flags += ["--jinja", "--reasoning-format", "deepseek"]
-    return flags + config.extra_args
+def _way_out(config: LlamaServerConfig) -> str:
+    ways = ["a smaller model or quantization"]
+    if config.context_size is not None:
+        ways.append("a smaller context size")
+    if config.gpu_layers:
+        ways.append("fewer GPU layers")
+    return f"Use {' or '.join(ways)}, or close what else holds memory (%genai system shows it)."
 
 
-def _on_off(flash_attention: bool | str) -> str:
-    return flash_attention if isinstance(flash_attention, str) else "on" if flash_attention else "off"
-
-
-def _secrets(resolved: Resolved) -> dict[str, str]:
-    # In the environment, because a process list is readable by everybody.
-    return {"LLAMA_API_KEY": resolved.api_key} if resolved.api_key else {}
+def _out_of_memory(model: ModelInfo, resolved: Resolved, reason: str, error: ServerError) -> InsufficientResourcesError:
+    """The error for a model that did not fit although it should have."""
+    return InsufficientResourcesError(
+        f"{model.name} ran out of memory while it was loaded, {in_words(resolved)}: {reason}",
+        {**(error.details or {}), "suggestion": _way_out(resolved.asked)},
+    )
 
 
 async def _served_context(session: EngineSession) -> int | None:

@@ -12,10 +12,12 @@ import msgspec
 from genai_notebook.core.schema import (
     ImageBatchResult,
     ImageGenerationResult,
-    MemoryEstimate,
     SavedLLMState,
     ServerInfo,
 )
+from genai_notebook.core.servers.load_report import Footprint
+from genai_notebook.core.servers.manager import insufficient
+from genai_notebook.core.system.estimate import DRIVER_CONTEXT, SIZE_FACTOR
 from genai_notebook.core.utilities import now_ms
 from genai_notebook.errors import GenaiNotebookError
 
@@ -78,19 +80,17 @@ class ResourceOrchestrator:
         """Whether an image now would make the LLM step aside."""
         if self._llama.get_status() != "running":
             return False
-        llm, image = self._llama.get_info(), self._diffusion.get_info()
-        if llm.model_id is None or image.model_id is None:
+        image = self._diffusion.get_info()
+        if image.model_id is None:
             return False
-        needs_llm = await self._estimate_llm(llm)
-        model = await self._models.get_model_info(image.model_id)
-        machine = await self._system.detect()
-        # sd-server keeps all of an image model in memory, so its size × 1.2 is the reference's and our estimate.
-        needs_image = int(model.size * 1.2)
-        if machine.gpu.available and machine.gpu.vram:
-            free = machine.gpu.vram_available
-            return _too_much(needs_llm.vram, needs_image, machine.gpu.vram, None if image.pid else free)
-        memory = self._system.get_memory_info()
-        return _too_much(needs_llm.ram, needs_image, memory.total, None if image.pid else memory.available)
+        llm = await self._llm_holds()
+        needs = await self._image_needs(image.model_id)
+        room = await self._room()
+        # What a resident image model holds is not free, and need not be.
+        free_ram, free_vram = (None, None) if image.pid else (room.free.ram, room.free.vram)
+        return _too_much(llm.ram, needs.ram, room.total.ram, free_ram) or _too_much(
+            llm.vram, needs.vram, room.total.vram, free_vram
+        )
 
     def get_saved_state(self) -> SavedLLMState | None:
         """The LLM that stepped aside and is not back yet, or None; `error` says why a reload failed."""
@@ -103,25 +103,48 @@ class ResourceOrchestrator:
         self._saved = None
 
     async def wait_for_reload(self) -> None:
-        """Wait until a reload that is under way has ended, well or badly."""
+        """Wait until an LLM that stepped aside is back, or its reload has failed; for the image it left for, too."""
+        await self._reload_under_way()
+        # The image is handed over a moment before the reload begins.
+        while (saved := self.get_saved_state()) is not None and saved.error is None:
+            await asyncio.sleep(SETTLE)
+            await self._reload_under_way()
+
+    async def _reload_under_way(self) -> None:
         if self._reload is not None:
             await asyncio.wait({self._reload})
 
     # ---- the gate that every image passes ----
 
     async def before_image(self) -> None:
-        """Make room. The previous image's reload is waited for first."""
-        await self.wait_for_reload()
+        """Make room. The previous image's reload is waited for first.
+
+        Raises:
+            InsufficientResourcesError: not even the image model's parameters fit into the RAM that is free then.
+        """
+        await self._reload_under_way()
         # What an LLM will hold is not known before it runs. A handle has nothing better to wait for than time.
         while self._llama.get_status() == "starting":  # noqa: ASYNC110
             await asyncio.sleep(SETTLE)
-        if not await self.would_need_offload():
-            return
-        info = self._llama.get_info()
+        if await self.would_need_offload():
+            await self.evict_llm()
+        await self._refuse_what_cannot_fit()
+
+    async def evict_llm(self) -> bool:
+        """Make the LLM step aside until `after_image`. False: there is none that could."""
+        if self._llama.get_status() != "running":
+            return False
+        info, image = self._llama.get_info(), self._diffusion.get_info()
+        # From here on requests to the LLM wait for its return instead of reaching it in its last moment.
         self._saved = SavedLLMState(config=self._config_of(info), was_running=True, saved_at=now_ms())
         self._wishes_then = self._wishes()
         log.info("the LLM %s steps aside for an image", info.model_id)
-        await self._llama.step_aside()
+        if self._is_gate() and image.model_id is not None:
+            needs = await self._image_needs(image.model_id)
+            await self._llama.step_aside(ram=needs.ram, vram=needs.vram)
+        else:
+            await self._llama.step_aside()
+        return True
 
     def after_image(self) -> None:
         """Bring the LLM back behind the finished (or failed) image, without making anyone wait."""
@@ -140,10 +163,10 @@ class ResourceOrchestrator:
         self._saved = None
         if self._reload is not None:
             self._reload.cancel()
-            await self.wait_for_reload()
+            await self._reload_under_way()
 
     async def _bring_back(self) -> None:
-        if self._is_gate():
+        if self._is_gate() and self._llama.get_status() != "running":
             with contextlib.suppress(GenaiNotebookError):
                 await self.before_llm()
         for attempt in range(1, RELOADS + 1):
@@ -158,12 +181,28 @@ class ResourceOrchestrator:
                 if (saved := self.get_saved_state()) is not None:
                     self._saved = msgspec.structs.replace(saved, error=str(error))
 
+    async def _refuse_what_cannot_fit(self) -> None:
+        """Loading it would make the machine swap, and take everything else down with it."""
+        image = self._diffusion.get_info()
+        if image.pid is not None or image.model_id is None:
+            return
+        least = int((await self._image_needs(image.model_id)).ram / SIZE_FACTOR)
+        free = self._system.get_memory_info().available
+        if least > free:
+            model = await self._models.get_model_info(image.model_id)
+            way_out = "Close what else holds memory (%genai system shows it), or use a smaller image model."
+            raise insufficient(model, "RAM", least, free, way_out)
+
     # ---- figures ----
 
-    async def _estimate_llm(self, info: ServerInfo) -> MemoryEstimate:
-        """From what was resolved, not from what the caller passed."""
+    async def _llm_holds(self) -> Footprint:
+        """What the engine says it took; else an estimate, from what was resolved, not from what the caller passed."""
+        said: Footprint | None = getattr(self._llama, "footprint", None)
+        if said is not None:
+            return msgspec.structs.replace(said, vram=said.vram + DRIVER_CONTEXT) if said.vram else said
+        info = self._llama.get_info()
         config = self._config_of(info)
-        return await self._system.estimate_memory(
+        found = await self._system.estimate_memory(
             str(info.model_id),
             context_size=config.get("contextSize") or 4096,
             parallel_requests=config.get("parallelRequests") or 4,
@@ -172,6 +211,24 @@ class ResourceOrchestrator:
             cache_type_k=config.get("cacheTypeK") or "f16",
             cache_type_v=config.get("cacheTypeV") or "f16",
         )
+        return Footprint(ram=found.ram, vram=found.vram)
+
+    async def _image_needs(self, model_id: str) -> Footprint:
+        """What it took the last time, else the file's size; a fifth more for what it computes with."""
+        said: Footprint | None = getattr(self._diffusion, "footprint", None)
+        if said is not None:
+            return Footprint(ram=int(said.ram * SIZE_FACTOR), vram=int(said.vram * SIZE_FACTOR))
+        needed = int((await self._models.get_model_info(model_id)).size * SIZE_FACTOR)
+        on_gpu = getattr(self._diffusion, "may_use_gpu", True) and (await self._room()).total.vram
+        return Footprint(ram=0, vram=needed) if on_gpu else Footprint(ram=needed, vram=0)
+
+    async def _room(self) -> _Room:
+        """All there is and what is free right now. VRAM is that of one GPU: an image model is not split."""
+        gpu = (await self._system.detect(force=True)).gpu
+        memory = self._system.get_memory_info()
+        total = (gpu.vram or 0) if gpu.available else 0
+        free = total if gpu.vram_available is None else gpu.vram_available
+        return _Room(Footprint(ram=memory.total, vram=total), Footprint(ram=memory.available, vram=free))
 
     def _config_of(self, info: ServerInfo) -> dict[str, Any]:
         resolved = getattr(self._llama, "resolved_config", None)
@@ -185,11 +242,18 @@ class ResourceOrchestrator:
         return getattr(self._diffusion, "gate", None) is self
 
 
-def _too_much(llm: int, image: int, total: int, free: int | None) -> bool:
-    """The rules: together more than 75 % of all there is, or the image model more than what is free right now.
+class _Room(msgspec.Struct, frozen=True):
+    total: Footprint
+    free: Footprint
 
-    `free` is None when the image model is loaded already: what it holds is not free, and need not be.
+
+def _too_much(llm: int, image: int, total: int, free: int | None) -> bool:
+    """The rules for one kind of memory: together more than 75 % of all there is, or the image model more than is free.
+
+    `free` is None when the image model is loaded already. Where the LLM holds nothing of it, its leaving is no help.
     """
+    if not llm or not image:
+        return False
     return llm + image > THRESHOLD * total or (free is not None and image > free)
 
 

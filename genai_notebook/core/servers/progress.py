@@ -41,6 +41,7 @@ class ProgressTracker:
         config: the request; its size, steps and count give the stages their weights.
         calibration: read for the estimates and updated by what is observed.
         loaded: whether the model is in memory already, so that the first stage takes no time.
+        floor: the least percentage to report: where an earlier try of the same request had come.
         clock: seconds, monotonic.
     """
 
@@ -50,6 +51,7 @@ class ProgressTracker:
         calibration: Calibration,
         *,
         loaded: bool,
+        floor: float = 0.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._config = config
@@ -64,7 +66,7 @@ class ProgressTracker:
         self._stage: ImageStage = "diffusion" if loaded else "loading"
         self._step, self._steps = 0, config.steps if loaded else 1
         self._stage_began = self._step_began = clock()
-        self._best = 0.0
+        self._best = floor
 
     def feed(self, line: str) -> bool:
         """Read one line of the engine's output; True if it changed anything."""
@@ -90,6 +92,11 @@ class ProgressTracker:
         self._image = number
         if self._stage == "decoding":
             self._enter("diffusion")
+
+    @property
+    def best(self) -> float:
+        """The highest percentage reported so far."""
+        return self._best
 
     @property
     def decoded(self) -> bool:

@@ -9,35 +9,31 @@ from collections.abc import Awaitable, Callable
 from typing import Any, ClassVar
 
 from genai_notebook.core.schema import (
-    GPUInfo,
     MemoryEstimate,
     MemoryInfo,
+    MemoryUse,
     ModelInfo,
     Placement,
     RunCheck,
     SystemCapabilities,
 )
 from genai_notebook.core.settings import Settings
+from genai_notebook.core.system import use
 from genai_notebook.core.system.estimate import (
     CACHE_BYTES,
     DEFAULT_CONTEXT,
-    GIB,
     SIZE_FACTOR,
     Load,
-    context_length_of,
     estimate,
-    layer_count_of,
 )
+from genai_notebook.core.system.freed import MemoryWatch
+from genai_notebook.core.system.plan import DEFAULT_SLOTS, VRAM_RESERVE, Plan, Room, Wishes, plan, room_of
 from genai_notebook.core.system.probe import MachineProbe, Probe
 from genai_notebook.core.system.recommend import ALL_LAYERS, best_gpu, recommend, recommended_threads
 from genai_notebook.core.utilities import format_bytes, get_platform, now_ms
 from genai_notebook.errors import InvalidRequestError
 
 CACHE_SECONDS = 60.0
-#: VRAM that stays free for the desktop and for what cannot be foreseen.
-VRAM_RESERVE = GIB
-SMALLEST_CONTEXT = 1024
-DEFAULT_SLOTS = 4
 
 FindModel = Callable[[str], Awaitable[ModelInfo]]
 
@@ -85,6 +81,18 @@ class SystemInfo:
     def get_memory_info(self) -> MemoryInfo:
         """RAM as it is right now."""
         return self._probe.memory()
+
+    async def memory_use(self, kernel: int | None = None) -> MemoryUse:
+        """The machine's memory right now, and who holds it: engines, kernel, owner, everything else.
+
+        Args:
+            kernel: pid of the process that asks, where that is another one than this; one that is unknown here is
+                passed over.
+
+        Raises:
+            InvalidRequestError: `kernel` is no process id.
+        """
+        return await asyncio.to_thread(use.measure, self._probe, self.settings.run, kernel)
 
     def placing(self) -> Callable[[int], Placement]:
         """Look at the machine (blocks). What is returned tells where a model of so many bytes would go when
@@ -135,8 +143,8 @@ class SystemInfo:
     async def get_optimal_config(self, model: ModelInfo | str) -> dict[str, Any]:
         """Keywords for `llama_server.start` (for an image model: for `diffusion_server.start`); no id, no port.
 
-        Threads come from the processor, GPU layers from the VRAM that is free now, the context from the model (4096 at
-        most) and, where memory is short, from what is free. Errors as `can_run_model`.
+        Threads come from the processor; GPU layers, context (4096 at most, less where the model was trained for less)
+        and the type of the KV cache from what is free in VRAM and RAM right now: see `plan`. Errors as `can_run_model`.
         """
         info = await self._model(model)
         return await asyncio.to_thread(self._optimal, info)
@@ -205,69 +213,58 @@ class SystemInfo:
             )
         return await self.find_model(model)
 
+    def watch(self, pid: int | None, *, vram: int = 0) -> MemoryWatch:
+        """Note, before a process ends, what it holds (blocks). `vram`: bytes it should hold on GPUs, where only the
+        driver of another machine could tell.
+        """
+        return MemoryWatch(self._probe, pid, vram)
+
+    async def plan(self, model: ModelInfo, wishes: Wishes) -> Plan:
+        """How `llama_server.start` would run a model in what is free right now; for what `wishes` leave open."""
+        return await asyncio.to_thread(lambda: plan(model, self._room(), wishes))
+
+    def _room(self, total: bool = False) -> Room:
+        return room_of(self._probe.memory(), self._probe.gpus(), total=total)
+
     def _check(self, model: ModelInfo, check_total: bool) -> RunCheck:
-        memory = self._probe.memory()
-        ram = memory.total if check_total else memory.available
-        gpu = best_gpu(self._probe.gpus())
-        what = "total" if check_total else "available"
-        if gpu.available and gpu.vram:
-            vram = gpu.vram if check_total or gpu.vram_available is None else gpu.vram_available
-            on_gpu = estimate(model, _default_load(model, ALL_LAYERS))
-            if on_gpu.vram <= vram and on_gpu.ram <= ram:
-                return RunCheck(possible=True)
-        needed = estimate(model, _default_load(model, 0)).ram
-        if needed <= ram:
+        lacks = self._lacks(model, self._room(check_total))
+        if lacks is None:
             return RunCheck(possible=True)
-        if not check_total and needed <= memory.total:
+        what, needed, there = lacks
+        if not check_total and self._lacks(model, self._room(total=True)) is None:
             suggestion = "Close other programs, or stop a running model, and try again."
         else:
             suggestion = "Use a smaller model, or a smaller quantization of this one (such as Q4_K_M)."
+        which = "total" if check_total else "available"
         return RunCheck(
             possible=False,
-            reason=f"Insufficient RAM: the model needs {format_bytes(needed)}, {format_bytes(ram)} {what}.",
+            reason=f"Insufficient {what}: the model needs {format_bytes(needed)}, {format_bytes(there)} {which}.",
             suggestion=suggestion,
         )
+
+    @staticmethod
+    def _lacks(model: ModelInfo, room: Room) -> tuple[str, int, int] | None:
+        if model.type == "llm":
+            return plan(model, room, Wishes()).lacks
+        needed = estimate(model, Load()).ram
+        if needed <= max(room.ram, *room.gpus, 0):  # one GPU holds it, or RAM does
+            return None
+        return "RAM", needed, room.ram
 
     def _optimal(self, model: ModelInfo) -> dict[str, Any]:
         threads = recommended_threads(self._probe.cpu().cores)
         if model.type == "diffusion":
             return {"threads": threads}
-        memory = self._probe.memory()
-        layers = self._layers_that_fit(model, best_gpu(self._probe.gpus()))
-        context = min(DEFAULT_CONTEXT, context_length_of(model))
-        while context // 2 >= SMALLEST_CONTEXT and estimate(model, _load(layers, context)).ram > memory.available:
-            context //= 2
+        best = plan(model, self._room(), Wishes())
         return {
             "threads": threads,
-            "gpu_layers": layers,
-            "context_size": context,
+            "gpu_layers": best.gpu_layers,
+            "context_size": best.context_size,
             "parallel_requests": DEFAULT_SLOTS,
             "flash_attention": "auto",
+            "cache_type_k": best.cache_type_k,
+            "cache_type_v": best.cache_type_v,
         }
-
-    def _layers_that_fit(self, model: ModelInfo, gpu: GPUInfo) -> int:
-        """How many layers go into the VRAM that is free now; the output layer counts as one."""
-        if not gpu.available:
-            return 0
-        free = gpu.vram_available if gpu.vram_available is not None else gpu.vram or 0
-        context = min(DEFAULT_CONTEXT, context_length_of(model))
-        low, high = 0, layer_count_of(model) + 1
-        while low < high:  # the share grows with the layers, so halving finds the last that fits
-            middle = (low + high + 1) // 2
-            if estimate(model, _load(middle, context)).vram + VRAM_RESERVE <= free:
-                low = middle
-            else:
-                high = middle - 1
-        return low
-
-
-def _default_load(model: ModelInfo, gpu_layers: int) -> Load:
-    return _load(gpu_layers, min(DEFAULT_CONTEXT, context_length_of(model)))
-
-
-def _load(gpu_layers: int, context: int) -> Load:
-    """A server as `start` makes it: slots that share one cache."""
-    return Load(context_size=context, parallel_requests=DEFAULT_SLOTS, gpu_layers=gpu_layers, kv_unified=True)
 
 
 def _check_number(field: str, value: object, least: int) -> None:

@@ -1,0 +1,55 @@
+"""llama-server's command line for a configuration, and what a configuration must not say."""
+
+from __future__ import annotations
+
+from genai_notebook.core.processes.ports import LOOPBACK
+from genai_notebook.core.schema import LlamaServerConfig, ModelInfo
+from genai_notebook.core.servers.manager import refuse_flags
+from genai_notebook.core.servers.resolved import Resolved
+
+#: Flags whose values are the manager's business: a second one would open another door.
+_OURS = frozenset(
+    """-m --model --host --port --api-key --api-key-file -a --alias --ssl-key-file --ssl-cert-file --path --api-prefix
+    -mu --model-url -hf --hf-repo --models-dir --log-file --reuse-port""".split()  # noqa: SIM905
+)
+
+
+def arguments(resolved: Resolved, model: ModelInfo) -> list[str]:
+    """llama-server's flags for a resolved configuration."""
+    config = resolved.config
+    flags = ["--model", model.path, "--alias", model.id, "--host", LOOPBACK, "--port", str(resolved.port)]
+    flags += ["--ctx-size", str(config.context_size), "--parallel", str(config.parallel_requests), "--kv-unified"]
+    if not resolved.fit:  # always said, 0 included: newer builds default to "auto"
+        flags += ["--n-gpu-layers", str(config.gpu_layers or 0)]
+    flags += ["--flash-attn", _on_off(config.flash_attention)]
+    if config.threads:
+        flags += ["--threads", str(config.threads)]
+    for flag, kind in (("--cache-type-k", config.cache_type_k), ("--cache-type-v", config.cache_type_v)):
+        if kind not in (None, "f16"):
+            flags += [flag, str(kind)]
+    # The numbers are ours: the engine's own fitting would load everything twice, and its prompt cache would take up to
+    # 8 GiB of RAM that no estimate counts.
+    flags += ["--fit", "on" if resolved.fit else "off", "--cache-ram", "0"]
+    # The engine says where its buffers are from this level on; it does not write down what it is asked.
+    flags += ["--verbosity", "4"]
+    if model.supports_reasoning:
+        flags += ["--jinja", "--reasoning-format", "deepseek"]
+    return flags + config.extra_args
+
+
+def _on_off(flash_attention: bool | str) -> str:
+    return flash_attention if isinstance(flash_attention, str) else "on" if flash_attention else "off"
+
+
+def secrets_of(resolved: Resolved) -> dict[str, str]:
+    """Environment variables for the engine."""
+    # In the environment, because a process list is readable by everybody.
+    return {"LLAMA_API_KEY": resolved.api_key} if resolved.api_key else {}
+
+
+def check(config: LlamaServerConfig) -> LlamaServerConfig:
+    """Raises:
+    InvalidRequestError: one of the further flags is the manager's.
+    """
+    refuse_flags(config.extra_args, _OURS)
+    return config
