@@ -35,7 +35,9 @@ if TYPE_CHECKING:
         ImageGenerationResult,
         LlamaServerConfig,
         MemoryEstimate,
+        MemoryHolder,
         MemoryInfo,
+        MemoryUse,
         ModelInfo,
         ModelSource,
         PartConfig,
@@ -114,7 +116,9 @@ __all__ = [
     "LlamaServerConfig",
     "LlamaServerManager",
     "MemoryEstimate",
+    "MemoryHolder",
     "MemoryInfo",
+    "MemoryUse",
     "ModelInfo",
     "ModelManager",
     "ModelNotFoundError",
@@ -162,8 +166,8 @@ _MODULES = {
     "core.schema": """
         CPUInfo DiffusionServerConfig DiffusionServerInfo DownloadConfig DownloadJob FoundFile FoundRepo GGUFMetadata
         GPUInfo GenerationState ImageBatchResult ImageGenerationConfig ImageGenerationProgress ImageGenerationResult
-        LlamaServerConfig MemoryEstimate MemoryInfo ModelInfo ModelSource PartConfig RunCheck SavedLLMState ServerInfo
-        SystemCapabilities SystemRecommendations""",
+        LlamaServerConfig MemoryEstimate MemoryHolder MemoryInfo MemoryUse ModelInfo ModelSource PartConfig RunCheck
+        SavedLLMState ServerInfo SystemCapabilities SystemRecommendations""",
     "core.servers.diffusion": "DiffusionServerManager",
     "core.servers.generations": "GenerationRegistry",
     "core.servers.llama": "LlamaServerManager",

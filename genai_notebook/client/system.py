@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import os
 from typing import Any, Literal
 
 import msgspec
@@ -13,6 +14,7 @@ from genai_notebook.core.schema import (
     LlamaServerConfig,
     MemoryEstimate,
     MemoryInfo,
+    MemoryUse,
     ModelInfo,
     RunCheck,
     SystemCapabilities,
@@ -39,6 +41,12 @@ class RemoteSystemInfo:
         """Live figures, so each call asks the server."""
         reply = self._connection.request_now("GET", "system/memory")
         return reply.as_a(MemoryInfo)
+
+    async def memory_use(self, kernel: int | None = None) -> MemoryUse:
+        """As the local one's; who asks is this process, unless another one is named."""
+        query = {"kernel": str(os.getpid() if kernel is None else kernel)}
+        reply = await self._connection.request("GET", "system/use", query=query)
+        return reply.as_a(MemoryUse)
 
     async def can_run_model(self, model: ModelInfo | str, check_total_memory: bool = False) -> RunCheck:
         """As the local one's."""

@@ -8,8 +8,7 @@ from typing import Any
 
 from IPython.core.error import UsageError
 
-from genai_notebook.display import views
-from genai_notebook.magics import download_commands, model_commands, server_commands
+from genai_notebook.magics import download_commands, model_commands, server_commands, system_commands
 from genai_notebook.magics.arguments import HelpShown, Parser, add_into, split, suggest
 from genai_notebook.magics.shell import Interrupted, Shell
 
@@ -26,14 +25,12 @@ def parser() -> Parser:
     """The parser of the whole `%genai` line; made at the first use."""
     top = Parser(prog="%genai", description=_DESCRIPTION, epilog="%genai COMMAND -h explains one command.")
     subparsers = top.add_subparsers(metavar="COMMAND", title="commands", parser_class=Parser)
-    system = subparsers.add_parser("system", help="show what this machine can hold")
-    system.add_argument("--refresh", action="store_true", help="look again instead of remembering")
-    add_into(system, "the capabilities")
-    system.set_defaults(run=show_system)
+    system_commands.add(subparsers)
     download_commands.add(subparsers)
     model_commands.add(subparsers)
     server_commands.add(subparsers)
-    panel = subparsers.add_parser("panel", help="show a panel: servers, models, and a prompt that makes an image")
+    panel = subparsers.add_parser("panel", help="show a panel: servers, models and a prompt; or the machine's memory")
+    panel.add_argument("what", nargs="?", choices=("servers", "system"), default="servers", help="default: servers")
     add_into(panel, "the panel")
     panel.set_defaults(run=show_panel)
     help_ = subparsers.add_parser("help", help="show this, or the help of one command")
@@ -69,43 +66,10 @@ def run_line(shell: Shell, line: str) -> None:
     shell.store(getattr(arguments, "into", None), result)
 
 
-def show_system(shell: Shell, arguments: argparse.Namespace) -> Any:
-    from genai_notebook.client.bridge import run
-    from genai_notebook.current import system_info
-
-    found = run(system_info.detect(force=arguments.refresh))
-    memory = system_info.get_memory_info()
-    advice = found.recommendations
-    cores = f"{found.cpu.cores} cores"
-    rows: list[tuple[str, object]] = [
-        ("Processor", " · ".join(part for part in (found.cpu.model, cores, found.cpu.architecture) if part)),
-        ("Memory", f"{views.size(memory.total)}, {views.size(memory.available)} free"),
-    ]
-    rows += [("GPU", _gpu(gpu)) for gpu in found.gpus if gpu.available] or [("GPU", "none that can be used")]
-    rows += [
-        ("Platform", found.platform),
-        ("Largest model", advice.max_model_size),
-        ("Quantisation", ", ".join(advice.recommended_quantization)),
-        ("Threads", advice.threads),
-        ("GPU layers", advice.gpu_layers),
-    ]
-    shell.emit(views.facts("What this machine can hold", rows))
-    return found
-
-
-def _gpu(gpu: Any) -> str:
-    memory = ""
-    if gpu.vram is not None:
-        memory = views.size(gpu.vram)
-        if gpu.vram_available is not None:
-            memory += f", {views.size(gpu.vram_available)} free"
-    return " · ".join(part for part in (gpu.name or gpu.type, memory) if part)
-
-
 def show_panel(shell: Shell, arguments: argparse.Namespace) -> Any:
-    from genai_notebook.widgets import Panel
+    from genai_notebook.widgets import Panel, SystemPanel
 
-    panel = Panel()
+    panel = SystemPanel() if arguments.what == "system" else Panel()
     panel._ipython_display_()
     return panel
 

@@ -50,7 +50,7 @@ def candidates(before: str, token: str) -> list[str]:
     parser = subcommands[words[1]]
     found = _of_parser(parser, words[2:], token)
     if not token.startswith("-") and not _awaits_value(parser, words[2:]) and _is_first(words[2:]):
-        if words[1] in ("start", "info", "verify", "delete"):
+        if words[1] in ("start", "info", "verify", "delete", "fit"):
             found = [*_model_ids(), *found]
         elif words[1] == "download":
             found = [*download_commands.STARTERS, *found]

@@ -46,6 +46,7 @@ ROUTES: tuple[Route, ...] = (
     Route("/genai/", r"/genai/?", system.RootHandler),
     _route("/genai/system", system.SystemHandler),
     _route("/genai/system/memory", system.MemoryHandler),
+    _route("/genai/system/use", system.UseHandler),
     _route("/genai/system/check", system.CheckHandler),
     _route("/genai/system/config", system.ConfigHandler),
     _route("/genai/system/estimate", system.EstimateHandler),

@@ -83,6 +83,17 @@ class MemoryHandler(GenaiHandler):
         self.reply(await asyncio.to_thread(self.runtime.system_info.get_memory_info))
 
 
+class UseHandler(GenaiHandler):
+    """Who holds memory right now. `kernel`: pid of the kernel that asks; 0: none does."""
+
+    _track_activity = False
+
+    @web.authenticated
+    @authorized
+    async def get(self) -> None:
+        self.reply(await self.runtime.system_info.memory_use(self.number("kernel", 0)))
+
+
 class CheckHandler(GenaiHandler):
     """Whether a model fits this machine."""
 

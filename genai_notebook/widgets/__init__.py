@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
-from genai_notebook.widgets.panel import Panel, close_panels
+from genai_notebook.widgets.base import close_panels
+from genai_notebook.widgets.panel import Panel
+from genai_notebook.widgets.system import SystemPanel
 
-__all__ = ["Panel", "close_panels"]
+__all__ = ["Panel", "SystemPanel", "close_panels"]

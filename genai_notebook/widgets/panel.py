@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 from typing import Any
-from weakref import WeakSet
 
 import ipywidgets as widgets
 
@@ -16,28 +15,19 @@ from genai_notebook.client.bridge import run
 from genai_notebook.display import views
 from genai_notebook.display.live import show
 from genai_notebook.display.words import KINDS
+from genai_notebook.widgets.base import BasePanel, framed
 from genai_notebook.widgets.pictures import PictureForm
 from genai_notebook.widgets.servers import ServerRow
-from genai_notebook.widgets.work import Worker
-
-_panels: WeakSet[Panel] = WeakSet()
 
 
-def close_panels() -> None:
-    """Close every panel of this process."""
-    for panel in list(_panels):
-        panel.close()
-
-
-class Panel:
+class Panel(BasePanel):
     """Status of both servers with Start and Stop, the models, and a prompt that makes an image. Shows itself."""
 
     def __init__(self) -> None:
         from genai_notebook.current import current
 
-        self._closed = False
+        super().__init__()
         self._output: Any = None
-        self._worker = Worker()
         self.llm = ServerRow("llm", "Language model", self._worker)
         self.images = ServerRow("images", "Image generation", self._worker)
         self.pictures = PictureForm(self._worker, self._show_picture)
@@ -47,7 +37,7 @@ class Panel:
             description="Refresh models", layout=widgets.Layout(width="auto", align_self="flex-start")
         )
         self._worker.on_click(refresh, self._load_models)
-        self.view = widgets.VBox(
+        self.view = framed(
             [
                 widgets.HTML("<b>genai-notebook</b>"),
                 self._worker.message,
@@ -59,13 +49,10 @@ class Panel:
                 _section("New image"),
                 self.pictures.view,
                 widgets.HTML(views.caption(current().reason)["text/html"]),
-            ],
-            layout=widgets.Layout(
-                border="1px solid var(--jp-border-color2,#ccc)", padding="8px 12px", max_width="66em"
-            ),
+            ]
         )
         run(self._open())
-        _panels.add(self)
+        self._register()
 
     async def _open(self) -> None:
         for row in (self.llm, self.images):
@@ -90,29 +77,21 @@ class Panel:
             self._output.update(bundle, metadata=metadata, raw=True)
 
     def _ipython_display_(self) -> None:
-        show(self._repr_mimebundle_())
+        super()._ipython_display_()
         self._output = show(views.caption("The picture appears here."), display_id=True)
 
-    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> views.Bundle:
-        """The live panel, and for where widgets are not alive (a saved notebook) what it showed at first."""
+    def _fallback(self) -> views.Bundle:
+        """What the panel showed at first."""
         models = self._models_table()
         status = views.facts("genai-notebook", [(row.title, row.words()) for row in (self.llm, self.images)])
-        fallback = {
+        return {
             "text/plain": f"{status['text/plain']}\n\n{models['text/plain']}",
             "text/html": status["text/html"] + models["text/html"],
         }
-        return {**(self.view._repr_mimebundle_() or {}), **fallback} if not self._closed else fallback
 
-    def close(self) -> None:
-        """Take the panel out of the notebook and stop listening. Engines that run go on running."""
-        if self._closed:
-            return
-        self._closed = True
-        self._worker.close()
+    def _stop(self) -> None:
         self.llm.close()
         self.images.close()
-        self.view.close()
-        _panels.discard(self)
 
 
 def _section(title: str) -> Any:

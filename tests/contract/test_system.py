@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
-from genai_notebook.core.schema import MemoryEstimate, MemoryInfo, RunCheck, SystemCapabilities
+from genai_notebook.core.schema import MemoryEstimate, MemoryInfo, MemoryUse, RunCheck, SystemCapabilities
 from genai_notebook.core.utilities import get_platform
 from genai_notebook.errors import InvalidRequestError, ModelNotFoundError
 from tests.contract.conftest import Subject
@@ -31,6 +33,48 @@ def test_memory_is_live(subject: Subject) -> None:
     memory = subject.runtime.system_info.get_memory_info()
     assert isinstance(memory, MemoryInfo)
     assert 0 < memory.available <= memory.total
+
+
+def test_memory_is_held_by_engines_owner_and_others(subject: Subject) -> None:
+    async def scenario() -> None:
+        info = await subject.start_llm()
+        await subject.start_images()
+        await subject.paint()  # only now is the engine there
+        use = await subject.runtime.system_info.memory_use()
+        assert isinstance(use, MemoryUse)
+        kinds = [holder.kind for holder in use.holders]
+        assert kinds == ["llm", "images", *(["kernel"] if subject.kind == "remote" else []), "owner", "others"]
+        llm, images, *_, owner, others = use.holders
+        assert (llm.pid, llm.name) == (info.pid, subject.llm_id)
+        assert (images.pid, images.name) == (subject.fake_sd.pid, subject.image_id)
+        assert llm.ram > 0 < images.ram
+        assert (owner.pid == os.getpid()) == (subject.kind == "local")
+        assert (others.pid, others.ram >= 0) == (None, True)
+        if subject.kind == "remote":
+            kernel = use.holders[2]
+            assert (kernel.pid, kernel.name) == (os.getpid(), "this kernel")
+            assert owner.name == "Jupyter server"
+        else:
+            assert owner.name == "this kernel"
+        assert 0 < use.memory.used < use.memory.total
+        await subject.llama.stop()
+        later = await subject.runtime.system_info.memory_use()
+        assert "llm" not in [holder.kind for holder in later.holders]
+        assert later.measured_at >= use.measured_at
+
+    subject.run(scenario())
+
+
+@pytest.mark.parametrize("kernel", [0, 999_999_999])
+def test_a_kernel_that_is_unknown_is_passed_over(subject: Subject, kernel: int) -> None:
+    use = subject.run(subject.runtime.system_info.memory_use(kernel))
+    assert [holder.kind for holder in use.holders] == ["owner", "others"]
+
+
+def test_a_kernel_is_a_process_id(subject: Subject) -> None:
+    with pytest.raises(InvalidRequestError) as caught:
+        subject.run(subject.runtime.system_info.memory_use(-1))
+    assert (caught.value.details or {})["field"] == "kernel"
 
 
 def test_a_small_model_fits_by_id_and_by_info(subject: Subject) -> None:

@@ -30,6 +30,9 @@ from tests.notebook.kernels import Kernel
         ("%genai download --component vea=x", "is not ROLE=WHERE; roles: diffusion_model, "),
         ("%genai search", "the following arguments are required: WORD"),
         ("%genai info x --refresh elsewhere", "there is no 'elsewhere' here"),
+        ("%genai fit", "the following arguments are required: MODEL"),
+        ("%genai fit x --context-size many", "invalid int value: 'many'"),
+        ("%genai panel sytem", "there is no 'sytem' here; choose from servers, system. Did you mean 'system'?"),
         ("%genai download starter --name x", "takes no further options"),
         ("%genai download https://a.example/x.gguf --repo a/b", "one source at a time"),
         ("%genai download https://a.example/x.gguf --url https://b.example/y.gguf", "contradict each other"),
@@ -55,6 +58,7 @@ def test_a_wrong_line_is_one_line_and_fails_the_cell(shared_kernel: Kernel, line
         ("%genai info nobody", "ModelNotFoundError", "There is no model 'nobody'.", "%genai models"),
         ("%genai delete nobody", "ModelNotFoundError", "There is no model 'nobody'.", "%genai models"),
         ("%genai start nobody", "ModelNotFoundError", "There is no model 'nobody'.", "%genai models"),
+        ("%genai fit nobody", "ModelNotFoundError", "There is no model 'nobody'.", "%genai models"),
         ("%genai start", "InvalidRequestError", "No language model is installed yet.", "%genai download starter"),
         ("%genai start --images", "InvalidRequestError", "No image model is installed yet.", "starter-image"),
         ("%genai import /nowhere/x.gguf", "InvalidRequestError", "/nowhere/x.gguf", ""),
@@ -93,10 +97,41 @@ def test_system_says_what_the_machine_can_hold(shared_kernel: Kernel):
     (output,) = result.outputs
     assert "What this machine can hold" in output["data"]["text/plain"]
     assert "<table>" in output["data"]["text/html"]
+    assert 'role="img" aria-label="Memory: ' in output["data"]["text/html"]
+    for name in ("this kernel", "other programs", "free"):
+        assert name in output["data"]["text/plain"]
     for word in ("Processor", "Memory", "GPU", "Threads"):
         assert word in output["data"]["text/plain"]
     assert int(shared_kernel.value("machine.cpu.cores")) >= 1
     assert not result.stdout
+
+
+def test_system_can_be_watched_until_an_interrupt(shared_kernel: Kernel):
+    result = shared_kernel.run(
+        "%genai system --watch --into watched",
+        when=lambda so_far: len(so_far.updates) >= 3,
+        then=shared_kernel.interrupt,
+    )
+    assert result.status == "ok"
+    (output,) = result.outputs
+    assert output["data"]["text/plain"].splitlines()[-1].startswith("Watched until ")
+    assert "Memory: " in output["data"]["text/plain"]
+    assert int(shared_kernel.value("watched.cpu.cores")) >= 1
+
+
+def test_fit_says_at_which_context_a_model_fits(shared_kernel: Kernel, tmp_path):
+    shared_kernel.ok(f'%genai import "{tiny_llm(tmp_path / "fit.gguf")}" --name fits')
+    shared_kernel.ok(f'%genai import "{tiny_diffusion(tmp_path / "sd.gguf")}" --name "fits a picture" --type diffusion')
+    result = shared_kernel.ok("%genai fit fits --context-size 512 --cache-type-k q8_0 --parallel 2 --into rows")
+    assert "%genai start fits would take: context 2,048" in result.text
+    (output,) = result.outputs
+    assert "<table>" in output["data"]["text/html"]
+    rows = "[(row['context_size'], row['fits'], row['exact']) for row in rows if row['placement'] == 'CPU']"
+    assert shared_kernel.value(rows) == "[(512, 'now', True), (2048, 'now', True)]"
+    assert "By size × 1.2" in shared_kernel.ok("%genai fit fits-a-picture").text
+    assert "Did you mean fits or fits-a-picture?" in shared_kernel.run("%genai fit fit").traceback
+    for id in ("fits", "fits-a-picture"):
+        shared_kernel.ok(f"%genai delete {id}")
 
 
 def test_import_list_info_delete(shared_kernel: Kernel, tmp_path):

@@ -27,6 +27,8 @@ def with_models(shared_kernel: Kernel, tmp_path_factory: pytest.TempPathFactory)
         ("%genai info ", ["alpha-one", "beta", "--help", "--into", "--refresh"]),
         ("%genai info beta --refresh remote", ["remote-only", "remote-local"]),
         ("%genai verify be", ["beta"]),
+        ("%genai fit be", ["beta"]),
+        ("%genai panel s", ["servers", "system"]),
         ("%genai stop ", ["llm", "images", "all", "--help"]),
         ("%genai models --type ", ["llm", "diffusion"]),
         ("%genai download st", ["starter", "starter-image"]),

@@ -17,7 +17,7 @@ from genai_notebook.server.system import CheckRequest, ConfigRequest, EstimateRe
 OPENAPI = Path(genai_notebook.server.__file__).parent / "openapi.yaml"
 MARK = "  schemas:\n"
 STRUCTS = (
-    *(schema.SystemCapabilities, schema.MemoryInfo, schema.RunCheck, schema.MemoryEstimate),
+    *(schema.SystemCapabilities, schema.MemoryInfo, schema.MemoryUse, schema.RunCheck, schema.MemoryEstimate),
     *(schema.ModelInfo, schema.BrokenModel, schema.FoundRepo, schema.DownloadConfig, schema.DownloadJob),
     *(schema.ServerInfo, schema.DiffusionServerInfo, schema.LlamaServerConfig, schema.DiffusionServerConfig),
     *(schema.ImageGenerationConfig, schema.GenerationState, schema.SavedLLMState, schema.EngineCandidate),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 from typing import Any
 
 import msgspec
@@ -15,6 +16,7 @@ from genai_notebook.core.schema import (
     EngineCandidate,
     MemoryEstimate,
     MemoryInfo,
+    MemoryUse,
     ModelInfo,
     RunCheck,
     ServerInfo,
@@ -53,6 +55,26 @@ class TestSystem:
         assert again.detected_at >= machine.detected_at
         memory = decoded(await call("GET", "system/memory"), MemoryInfo)
         assert 0 < memory.available <= memory.total
+
+    async def test_who_holds_memory(self, call: Call, extension: GenaiNotebookApp) -> None:
+        stranger = decoded(await call("GET", "system/use"), MemoryUse)
+        assert [(holder.kind, holder.name) for holder in stranger.holders] == [
+            ("owner", "Jupyter server"),
+            ("others", "other programs"),
+        ]
+        kernel = os.getppid()  # any process of this user will do
+        asked = decoded(await call("GET", f"system/use?kernel={kernel}"), MemoryUse)
+        assert [(holder.kind, holder.pid) for holder in asked.holders] == [
+            ("kernel", kernel),
+            ("owner", os.getpid()),
+            ("others", None),
+        ]
+        for unknown in (0, 999_999_999):
+            use = decoded(await call("GET", f"system/use?kernel={unknown}"), MemoryUse)
+            assert [holder.kind for holder in use.holders] == ["owner", "others"]
+        for wrong in ("-1", "me", "1.5"):
+            answer = await call("GET", f"system/use?kernel={wrong}")
+            assert (answer.status, answer.error["details"]["field"]) == (400, "kernel")
 
     async def test_models_and_the_machine(self, call: Call, models: Models) -> None:
         assert decoded(await call("POST", "system/check", {"model": models.llm}), RunCheck).possible
