@@ -163,9 +163,10 @@ class RemoteLlamaServerManager(RemoteServerManager[ServerInfo]):
     #: Wishes are counted where the server is, and so are an offload's stop and restart made.
     wishes = 0
 
-    async def step_aside(self) -> None:
+    async def step_aside(self) -> bool:
         """As `stop`."""
         await self.stop()
+        return True
 
     async def resume(self) -> ServerInfo:
         """As `restart`."""

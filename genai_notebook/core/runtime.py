@@ -79,6 +79,8 @@ class Runtime:
         if name not in self._llamas:
             manager = LlamaServerManager(name, self._parts())
             manager.make_room = self._make_room
+            if name == "llama":
+                manager.comes_back = lambda: self.orchestrator.comes_back()
             if self._closed:
                 manager.retire()
             self._llamas[name] = manager

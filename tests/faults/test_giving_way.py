@@ -14,6 +14,7 @@ import pytest
 
 from genai_notebook.core.runtime import Runtime
 from genai_notebook.core.schema import CPUInfo, GPUInfo, MemoryInfo
+from genai_notebook.core.servers.orchestrator import ResourceOrchestrator
 from genai_notebook.core.settings import Settings
 from genai_notebook.core.system.probe import Held
 from genai_notebook.errors import GenaiNotebookError, InsufficientResourcesError, ServerError
@@ -36,6 +37,8 @@ class Machine:
         self.full = False
         self.vram = list(gpus)
         self.llama: Any = None
+        self.painter: Any = None
+        self.unified = False
 
     def cpu(self) -> CPUInfo:
         return CPUInfo(cores=4, physical_cores=4, model="test", architecture="x64")
@@ -46,8 +49,17 @@ class Machine:
         return MemoryInfo(total=16 * GIB, available=free, used=16 * GIB - free)
 
     def gpus(self) -> list[GPUInfo]:
+        taken = self.painter is not None and self.painter.get_info().pid is not None
+        shared = True if self.unified else None
         return [
-            GPUInfo(available=True, type="nvidia", name=f"card {n}", vram=24 * GIB, vram_available=free)
+            GPUInfo(
+                available=True,
+                type="nvidia",
+                name=f"card {n}",
+                vram=24 * GIB,
+                vram_available=0 if taken else free,
+                unified=shared,
+            )
             for n, free in enumerate(self.vram)
         ]
 
@@ -290,6 +302,113 @@ def test_a_reload_that_fails_says_why_and_the_next_image_tries_again(tmp_path: P
         await home.is_back(before)
 
     play(tmp_path, scenario)
+
+
+def test_what_a_person_wishes_while_answers_are_finished_holds(tmp_path: Path) -> None:
+    async def scenario(home: House) -> None:
+        before = await home.start_both()
+        await _drain(home)
+        image = asyncio.ensure_future(home.paint())
+        await until(lambda: home.orchestrator.get_saved_state() is not None)
+        with pytest.raises(ServerError) as caught:  # refused, and no wish that counts
+            await home.llama.start(model_id="tiny", port="auto")
+        assert caught.value.code == "ALREADY_RUNNING"
+        assert home.orchestrator.get_saved_state() is not None
+        after = await home.llama.restart()
+        home.machine.small = False
+        assert (await image).width == 64
+        await asyncio.sleep(0.3)
+        assert home.llama.get_status() == "running"
+        assert home.llama.get_info().pid == after.pid != before.pid
+        home.asking.cancel()  # type: ignore[attr-defined]
+
+    play(tmp_path, scenario)
+
+
+def test_a_start_while_it_is_away_is_refused_and_changes_nothing(tmp_path: Path) -> None:
+    async def scenario(home: House) -> None:
+        before = await home.start_both()
+        home.sd_engine.set(step_seconds=0.5)
+        image = asyncio.ensure_future(home.paint())
+        await until(lambda: home.sd_engine.journal("job"))
+        with pytest.raises(ServerError) as caught:
+            await home.llama.start(model_id="tiny", port="auto")
+        assert caught.value.code == "ALREADY_RUNNING"
+        assert "comes back" in caught.value.message
+        await image
+        await home.is_back(before)
+
+    play(tmp_path, scenario)
+
+
+@pytest.mark.parametrize("ends", ["refused", "cancelled"])
+def test_an_orchestrator_that_is_no_gate_brings_it_back_too(
+    tmp_path: Path, ends: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario(home: House) -> None:
+        before = await home.start_both()
+        runtime = home.runtime
+        own = ResourceOrchestrator(runtime.system_info, home.llama, home.diffusion, runtime.model_manager)
+        leave = home.llama.step_aside
+
+        async def leave_and_find_it_full(**needed: Any) -> bool:
+            left = await leave(**needed)
+            home.machine.full = ends == "refused"
+            return left
+
+        monkeypatch.setattr(home.llama, "step_aside", leave_and_find_it_full)
+        home.llm_engine.set(ignore_sigterm=True if ends == "cancelled" else None)
+        image = asyncio.ensure_future(own.orchestrate_image_generation(prompt="x", width=64, height=64, steps=3))
+        if ends == "cancelled":
+            await until(lambda: home.llama.get_status() == "stopping")
+            image.cancel()
+            home.llm_engine.set(ignore_sigterm=None)
+        with pytest.raises((InsufficientResourcesError, asyncio.CancelledError)):
+            await image
+        home.machine.full = home.machine.small = False
+        await asyncio.wait_for(own.wait_for_reload(), 30)
+        saved = own.get_saved_state()
+        if saved is None:
+            await home.is_back(before)
+        else:  # the reload met a machine that was still full, and says so
+            assert saved.error
+
+    play(tmp_path, scenario)
+
+
+def test_an_idle_image_model_gives_way_before_the_llm_is_made_smaller(tmp_path: Path) -> None:
+    """It fills the card; without it there is room for all layers of the LLM."""
+    machine = Machine(gpus=(20 * GIB,))
+
+    async def scenario(home: House) -> None:
+        home.llm_engine.set(most_layers=99)
+        await home.diffusion.start(model_id="picture", port="auto")
+        await home.paint()
+        painter = home.diffusion.get_info().pid
+        machine.painter = home.diffusion
+        info = await home.llama.start(model_id="tiny", port="auto")
+        assert painter is not None
+        assert not psutil.pid_exists(painter)
+        resolved = home.llama.resolved_config
+        assert resolved is not None
+        assert (resolved.gpu_layers, info.status) == (int(home.llm_engine.flag("--n-gpu-layers") or 0), "running")
+        assert resolved.gpu_layers > 0
+
+    play(tmp_path, scenario, machine)
+
+
+def test_shared_graphics_memory_is_ram(tmp_path: Path) -> None:
+    machine = Machine(gpus=(20 * GIB,))
+    machine.unified = True
+
+    async def scenario(home: House) -> None:
+        await home.llama.start(model_id="tiny", port="auto", gpu_layers=0)
+        home.sd_engine.set(params=[15_000, 0])
+        await home.diffusion.start(model_id="picture", port="auto")
+        await home.paint()  # now it is known: 15 GB, of 16 GB of RAM that the graphics shares
+        assert await home.orchestrator.would_need_offload()
+
+    play(tmp_path, scenario, machine)
 
 
 def test_a_reload_that_fails_once_is_tried_again(tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ def test_levels_come_from_the_engines_own_prefixes(line: str, expected: tuple[st
 
 def test_lines_have_time_level_and_message(tmp_path: Path) -> None:
     log = ServerLog(tmp_path / "logs", "llama")
+    log.engine_line("0.03.031.589 D srv  request: a secret prompt")
     log.engine_line("0.03.031.589 W srv  hot")
     [line] = log.read(None)
     assert re.fullmatch(r"\[\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z\] \[warn\] srv  hot", line)

@@ -30,6 +30,17 @@ CUDA = """\
 0.00.677.349 I sched_reserve:      CUDA0 compute buffer size =    89.00 MiB
 0.00.677.349 I sched_reserve:  CUDA_Host compute buffer size =     9.50 MiB
 """
+AMX = """\
+0.00.520.283 I load_tensors: offloaded 33/33 layers to GPU
+0.00.520.290 I load_tensors:          AMX model buffer size =  4000.00 MiB
+"""
+DRY_RUN_AND_LOAD = (
+    CUDA
+    + """\
+0.01.520.283 I load_tensors: offloaded 9/33 layers to GPU
+0.01.520.290 I load_tensors:        CUDA0 model buffer size =  1000.00 MiB
+"""
+)
 SD = """\
 [INFO ] stable-diffusion.cpp:985  - total params memory size = 4495.50MB (VRAM 4400.25MB, RAM 95.25MB): text_encoders \
 66.61MB(RAM), diffusion_model 424.26MB(RAM), vae 4.67MB(RAM), controlnet 0.00MB(N/A), pmid 0.00MB(N/A)
@@ -54,6 +65,16 @@ def test_gpus_are_told_apart_from_the_host_s_part_of_them() -> None:
     report = read(CUDA)
     assert report.gpu_layers == 20
     assert report.footprint == Footprint(ram=1910 * MIB, vram=3200 * MIB)
+
+
+def test_buffers_for_the_processor_s_matrix_units_are_ram() -> None:
+    report = read(AMX)
+    assert (report.gpu_layers, report.footprint) == (0, Footprint(ram=4000 * MIB, vram=0))
+
+
+def test_the_last_load_counts() -> None:
+    report = read(DRY_RUN_AND_LOAD)
+    assert (report.gpu_layers, report.footprint) == (9, Footprint(ram=0, vram=1000 * MIB))
 
 
 def test_an_image_model_s_parameters() -> None:

@@ -81,9 +81,10 @@ class Llama:
     def get_info(self) -> ServerInfo:
         return ServerInfo(status="running", health="ok", owner="kernel", port=8080, model_id="llm", context_size=4096)
 
-    async def step_aside(self) -> None:
+    async def step_aside(self) -> bool:
         self.diary.append("llm stops")
         self.status = "stopped"
+        return True
 
     async def resume(self) -> ServerInfo:
         if self.reload_errors:

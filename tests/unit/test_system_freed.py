@@ -71,6 +71,21 @@ def test_vram_as_expected_where_the_driver_does_not_tell() -> None:
     assert not wait(Machine(ram=[1], vram=[4, 4], holds=unknown), expected=8 * GIB)
 
 
+def test_one_card_must_have_enough_for_what_comes_next() -> None:
+    unknown = Held(ram=0, vram=None)
+    two = Machine(ram=[10], vram=[4], holds=unknown)
+    card = two.gpus()[0]
+    two.gpus = lambda: [card, card]  # type: ignore[method-assign]
+    assert not wait(two, expected=8 * GIB, vram=5 * GIB)
+    assert wait(two, expected=8 * GIB, vram=4 * GIB)
+
+
+def test_vram_that_nobody_tells_is_not_waited_for() -> None:
+    silent = Machine(ram=[10], holds=Held(ram=0, vram=None))
+    silent.gpus = lambda: [GPUInfo(available=True, vram=8 * GIB)]  # type: ignore[method-assign]
+    assert wait(silent, expected=8 * GIB)
+
+
 def test_nothing_to_wait_for() -> None:
     assert wait(Machine(ram=[10]), pid=None)
     assert wait(Machine(ram=[10], holds=None), expected=8 * GIB)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import msgspec
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -77,6 +78,19 @@ def test_an_engine_without_a_gpu_backend_gets_no_layers() -> None:
     assert not plan(LLAMA, Room(ram=4 * GIB, gpus=(80 * GIB,)), Wishes(use_gpu=False)).fits
 
 
+@pytest.mark.parametrize("ram", [64, 2])
+def test_layers_asked_of_such_an_engine_are_reckoned_in_ram(ram: int) -> None:
+    found = plan(LLAMA, Room(ram=ram * GIB, gpus=(2 * GIB,)), Wishes(gpu_layers=99, use_gpu=False))
+    assert found.fits is (ram == 64)
+
+
+def test_what_had_to_be_made_smaller_is_no_first_choice() -> None:
+    assert plan(LLAMA, Room(ram=BIG), Wishes()).first_choice
+    assert plan(LLAMA, Room(ram=GIB, gpus=(16 * GIB,)), Wishes()).first_choice
+    assert not plan(CACHE_HEAVY, Room(ram=5000 * MIB), Wishes()).first_choice
+    assert not plan(LLAMA, Room(ram=BIG, gpus=(4 * GIB,)), Wishes()).first_choice
+
+
 def test_layers_for_a_gpu_that_is_not_there_lie_in_ram() -> None:
     found = plan(LLAMA, Room(ram=GIB), Wishes(gpu_layers=99))
     assert found.lacks is not None
@@ -121,6 +135,9 @@ def test_room_takes_cards_before_shared_graphics() -> None:
     unsized = GPUInfo(available=True, type="intel", unified=True)
     assert room_of(memory, [shared, card, unsized]) == Room(ram=20 * GIB, gpus=(5 * GIB,))
     assert room_of(memory, [shared, card], total=True) == Room(ram=32 * GIB, gpus=(8 * GIB,))
+    full = GPUInfo(available=True, type="nvidia", vram=8 * GIB, vram_available=GIB)
+    assert room_of(memory, [full, card, card]) == Room(ram=20 * GIB, gpus=(5 * GIB, 5 * GIB))
+    assert room_of(memory, [full]) == Room(ram=20 * GIB, gpus=(GIB,))
     assert room_of(memory, [shared]) == Room(ram=20 * GIB, gpus=(16 * GIB,), unified=True)
     assert room_of(memory, [unsized, GPUInfo(available=False)]) == Room(ram=20 * GIB)
 

@@ -51,10 +51,11 @@ class ServerLog:
         """Never write `secret` down."""
         self._secrets = [secret]
 
-    def engine_line(self, line: str) -> None:
-        """Append a line that an engine printed."""
+    def engine_line(self, line: str, *, keep_debug: bool = False) -> None:
+        """Append a line that an engine printed; those of the debug level, which may hold prompts, only if asked for."""
         level, message = split_level(line)
-        self.append(level, message)
+        if level != "debug" or keep_debug:
+            self.append(level, message)
 
     def append(self, level: str, message: str) -> None:
         for secret in self._secrets:

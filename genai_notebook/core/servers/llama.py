@@ -10,7 +10,7 @@ from typing import Any, Literal
 from genai_notebook.core.engines.manager import Engine
 from genai_notebook.core.processes.ports import LOOPBACK, free_port, require_free
 from genai_notebook.core.schema import LlamaServerConfig, ModelInfo, ServerInfo
-from genai_notebook.core.servers.llama_flags import arguments, check, secrets_of
+from genai_notebook.core.servers.llama_flags import arguments, asks_for_debug, check, secrets_of
 from genai_notebook.core.servers.load_report import Footprint, LoadReport
 from genai_notebook.core.servers.manager import Parts, ServerManager, insufficient
 from genai_notebook.core.servers.resolved import Resolved, as_loaded, in_words, made_smaller, resolved_by
@@ -44,6 +44,8 @@ class LlamaServerManager(ServerManager[ServerInfo]):
         self._report = LoadReport()
         #: Frees memory that somebody else holds; True if it did. Set by the Runtime.
         self.make_room: Callable[[], Awaitable[bool]] | None = None
+        #: Whether it has stepped aside and is to be brought back. Set by the Runtime.
+        self.comes_back: Callable[[], bool] = lambda: False
 
     async def start(
         self,
@@ -99,8 +101,14 @@ class LlamaServerManager(ServerManager[ServerInfo]):
             **options,
         }
         checked = check(from_call(LlamaServerConfig, config, keywords))
-        self.wishes += 1
-        return await self._run_start(lambda: self._start(checked, None), lambda: self._ask(checked))
+        if self.comes_back():
+            raise ServerError(
+                "The LLM server has stepped aside for an image and comes back behind it.",
+                {"status": self._status, "model_id": self._asked.model_id if self._asked else None},
+                code="ALREADY_RUNNING",
+                hint="Stop it first, or wait for the image.",
+            )
+        return await self._run_start(lambda: self._start(checked, None), lambda: self._wish(checked))
 
     async def restart(self) -> ServerInfo:
         """Stop, and start again with the same configuration, port and API key.
@@ -116,30 +124,36 @@ class LlamaServerManager(ServerManager[ServerInfo]):
         self.wishes += 1
         await super().stop()
 
-    async def step_aside(self, ram: int | None = None, vram: int | None = None) -> None:
+    async def step_aside(self, ram: int | None = None, vram: int | None = None) -> bool:
         """As `stop`, but for a while: it is the orchestrator that wishes it, not a person.
 
-        Answers under way are finished first, and its memory is really free afterwards.
+        Answers under way are finished first, and its memory is really free afterwards. False: it stays, because
+        somebody has stopped, started or restarted it meanwhile, or it has crashed.
 
         Args:
             ram, vram: bytes that are needed next: when so much is free, nothing more is waited for.
         """
-        await self._finish_answers()
-        session, held = self._session, self.footprint
-        pid, on_gpu = (session.pid if session else None), (held.vram if held else 0)
-        watch = await asyncio.to_thread(self._parts.system.watch, pid, vram=on_gpu)
+        session, wishes, held = self._session, self.wishes, self.footprint
+
+        def stays() -> bool:
+            return self._session is not session or self._status != "running" or self.wishes != wishes
+
+        if session is None or stays():
+            return False
+        await self._finish_answers(session, stays)
+        watch = await asyncio.to_thread(self._parts.system.watch, session.pid, vram=held.vram if held else 0)
+        if stays():
+            return False
         await super().stop()
         if not await watch.wait(ram, vram):
             self._log.append("warn", "the memory of the model that stepped aside is not free yet")
+        return True
 
-    async def _finish_answers(self) -> None:
+    @staticmethod
+    async def _finish_answers(session: EngineSession, stays: Callable[[], bool]) -> None:
         loop = asyncio.get_running_loop()
         end = loop.time() + DRAIN_LIMIT
-        while (session := self._session) is not None and self._status == "running" and loop.time() < end:
-            slots = await session.get_json("/slots")
-            busy = isinstance(slots, list) and any(isinstance(s, dict) and s.get("is_processing") for s in slots)
-            if not busy:
-                return
+        while not stays() and loop.time() < end and await session.is_answering():  # noqa: ASYNC110 - it must be asked
             await asyncio.sleep(DRAIN_POLL)
 
     async def resume(self) -> ServerInfo:
@@ -158,6 +172,10 @@ class LlamaServerManager(ServerManager[ServerInfo]):
 
     def _ask(self, config: LlamaServerConfig) -> None:
         self._asked = config
+
+    def _wish(self, config: LlamaServerConfig) -> None:
+        self.wishes += 1
+        self._ask(config)
 
     async def is_healthy(self) -> bool:
         session = self._session
@@ -237,6 +255,7 @@ class LlamaServerManager(ServerManager[ServerInfo]):
             launcher=self._parts.launcher,
             log=self._log,
             on_line=report.feed,
+            keep_debug=asks_for_debug(resolved.config),
         )
         try:
             await session.launch(arguments(resolved, model), secrets_of(resolved))
@@ -266,7 +285,7 @@ class LlamaServerManager(ServerManager[ServerInfo]):
         )
         system = self._parts.system
         plan = await system.plan(model, wishes)
-        if not plan.fits and self.make_room is not None and await self.make_room():
+        if not (plan.fits and plan.first_choice) and self.make_room is not None and await self.make_room():
             plan = await system.plan(model, wishes)
         if plan.lacks:
             what, needed, there = plan.lacks

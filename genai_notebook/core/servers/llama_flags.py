@@ -7,6 +7,7 @@ from genai_notebook.core.schema import LlamaServerConfig, ModelInfo
 from genai_notebook.core.servers.manager import refuse_flags
 from genai_notebook.core.servers.resolved import Resolved
 
+_VERBOSE = frozenset({"-v", "--verbose", "--log-verbose", "-lv", "--verbosity", "--log-verbosity"})
 #: Flags whose values are the manager's business: a second one would open another door.
 _OURS = frozenset(
     """-m --model --host --port --api-key --api-key-file -a --alias --ssl-key-file --ssl-cert-file --path --api-prefix
@@ -21,7 +22,7 @@ def arguments(resolved: Resolved, model: ModelInfo) -> list[str]:
     flags += ["--ctx-size", str(config.context_size), "--parallel", str(config.parallel_requests), "--kv-unified"]
     if not resolved.fit:  # always said, 0 included: newer builds default to "auto"
         flags += ["--n-gpu-layers", str(config.gpu_layers or 0)]
-    flags += ["--flash-attn", _on_off(config.flash_attention)]
+    flags += ["--flash-attn", _flash_attention(config)]
     if config.threads:
         flags += ["--threads", str(config.threads)]
     for flag, kind in (("--cache-type-k", config.cache_type_k), ("--cache-type-v", config.cache_type_v)):
@@ -30,21 +31,30 @@ def arguments(resolved: Resolved, model: ModelInfo) -> list[str]:
     # The numbers are ours: the engine's own fitting would load everything twice, and its prompt cache would take up to
     # 8 GiB of RAM that no estimate counts.
     flags += ["--fit", "on" if resolved.fit else "off", "--cache-ram", "0"]
-    # The engine says where its buffers are from this level on; it does not write down what it is asked.
+    # The engine says where its buffers are from this level on. What it is asked it writes down at the debug level only,
+    # which older ones call 4 too: such lines never reach our log.
     flags += ["--verbosity", "4"]
     if model.supports_reasoning:
         flags += ["--jinja", "--reasoning-format", "deepseek"]
     return flags + config.extra_args
 
 
-def _on_off(flash_attention: bool | str) -> str:
-    return flash_attention if isinstance(flash_attention, str) else "on" if flash_attention else "off"
+def _flash_attention(config: LlamaServerConfig) -> str:
+    asked = config.flash_attention
+    if asked == "auto" and config.cache_type_v not in (None, "f32", "f16", "bf16"):
+        return "on"  # left to itself the engine might turn it off, and then refuse the quantised values
+    return asked if isinstance(asked, str) else "on" if asked else "off"
 
 
 def secrets_of(resolved: Resolved) -> dict[str, str]:
     """Environment variables for the engine."""
     # In the environment, because a process list is readable by everybody.
     return {"LLAMA_API_KEY": resolved.api_key} if resolved.api_key else {}
+
+
+def asks_for_debug(config: LlamaServerConfig) -> bool:
+    """Whether the further flags set how much the engine prints."""
+    return not _VERBOSE.isdisjoint(config.extra_args)
 
 
 def check(config: LlamaServerConfig) -> LlamaServerConfig:

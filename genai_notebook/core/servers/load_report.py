@@ -22,7 +22,7 @@ _OUT_OF_MEMORY = re.compile(
 _BUFFER = re.compile(r"\w+:\s+(\S+)\s+(?:model|KV|RS|compute|output) buffer size =\s+([\d.]+) MiB")
 _OFFLOADED = re.compile(r"load_tensors: offloaded (\d+)/\d+ layers to GPU")
 _PARAMS = re.compile(r"total params memory size = [\d.]+MB \(VRAM ([\d.]+)MB, RAM ([\d.]+)MB\)")
-_HOST = re.compile(r"CPU|\w+_Host\Z|Host\Z")
+_HOST = re.compile(r"CPU|AMX|\w+_Host\Z|Host\Z")
 
 
 class Footprint(Struct, frozen=True):
@@ -56,6 +56,7 @@ class LoadReport:
             self._add(match[1], float(match[2]))
         elif match := _OFFLOADED.match(message):
             self._layers = int(match[1])
+            self._ram = self._vram = 0.0  # a load begins; with --fit on there were dry runs before
         elif match := _PARAMS.search(message):
             self._params = Footprint(ram=int(float(match[2]) * _MIB), vram=int(float(match[1]) * _MIB))
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +18,6 @@ from genai_notebook.core.servers.load_report import Footprint
 from genai_notebook.core.servers.manager import insufficient
 from genai_notebook.core.system.estimate import DRIVER_CONTEXT, SIZE_FACTOR
 from genai_notebook.core.utilities import now_ms
-from genai_notebook.errors import GenaiNotebookError
 
 if TYPE_CHECKING:
     from genai_notebook.core.models.manager import ModelManager
@@ -70,8 +68,8 @@ class ResourceOrchestrator:
         """Generate with room made first; arguments, results and errors as `generate_image`."""
         if self._is_gate():
             return await self._diffusion.generate_image(config, **fields)
-        await self.before_image()
         try:
+            await self.before_image()
             return await self._diffusion.generate_image(config, **fields)
         finally:
             self.after_image()
@@ -83,9 +81,9 @@ class ResourceOrchestrator:
         image = self._diffusion.get_info()
         if image.model_id is None:
             return False
-        llm = await self._llm_holds()
-        needs = await self._image_needs(image.model_id)
         room = await self._room()
+        llm = room.counted(await self._llm_holds(room))
+        needs = room.counted(await self._image_needs(image.model_id, room))
         # What a resident image model holds is not free, and need not be.
         free_ram, free_vram = (None, None) if image.pid else (room.free.ram, room.free.vram)
         return _too_much(llm.ram, needs.ram, room.total.ram, free_ram) or _too_much(
@@ -97,6 +95,11 @@ class ResourceOrchestrator:
         if self._saved is not None and self._wishes() != self._wishes_then:
             self._saved = None  # somebody has started or stopped an LLM since: that holds
         return self._saved
+
+    def comes_back(self) -> bool:
+        """Whether an LLM is away for an image and will be loaded again."""
+        saved = self.get_saved_state()
+        return saved is not None and saved.error is None and self._llama.get_status() in ("stopping", "stopped")
 
     def clear_saved_state(self) -> None:
         """Forget the LLM that stepped aside: it will not be loaded again."""
@@ -140,11 +143,13 @@ class ResourceOrchestrator:
         self._wishes_then = self._wishes()
         log.info("the LLM %s steps aside for an image", info.model_id)
         if self._is_gate() and image.model_id is not None:
-            needs = await self._image_needs(image.model_id)
-            await self._llama.step_aside(ram=needs.ram, vram=needs.vram)
+            needs = await self._image_needs(image.model_id, await self._room())
+            left = await self._llama.step_aside(ram=needs.ram, vram=needs.vram)
         else:
-            await self._llama.step_aside()
-        return True
+            left = await self._llama.step_aside()
+        if not left:
+            self._saved = None
+        return left
 
     def after_image(self) -> None:
         """Bring the LLM back behind the finished (or failed) image, without making anyone wait."""
@@ -167,8 +172,10 @@ class ResourceOrchestrator:
 
     async def _bring_back(self) -> None:
         if self._is_gate() and self._llama.get_status() != "running":
-            with contextlib.suppress(GenaiNotebookError):
+            try:
                 await self.before_llm()
+            except Exception as error:  # the reload will tell whether it mattered
+                log.warning("the image model did not give way: %s", error)
         for attempt in range(1, RELOADS + 1):
             if self.get_saved_state() is None:
                 return
@@ -186,8 +193,9 @@ class ResourceOrchestrator:
         image = self._diffusion.get_info()
         if image.pid is not None or image.model_id is None:
             return
-        least = int((await self._image_needs(image.model_id)).ram / SIZE_FACTOR)
-        free = self._system.get_memory_info().available
+        room = await self._room()
+        least = int(room.counted(await self._image_needs(image.model_id, room)).ram / SIZE_FACTOR)
+        free = room.free.ram
         if least > free:
             model = await self._models.get_model_info(image.model_id)
             way_out = "Close what else holds memory (%genai system shows it), or use a smaller image model."
@@ -195,11 +203,12 @@ class ResourceOrchestrator:
 
     # ---- figures ----
 
-    async def _llm_holds(self) -> Footprint:
+    async def _llm_holds(self, room: _Room) -> Footprint:
         """What the engine says it took; else an estimate, from what was resolved, not from what the caller passed."""
         said: Footprint | None = getattr(self._llama, "footprint", None)
         if said is not None:
-            return msgspec.structs.replace(said, vram=said.vram + DRIVER_CONTEXT) if said.vram else said
+            on_gpus = said.vram + DRIVER_CONTEXT * room.cards if said.vram else 0
+            return Footprint(ram=said.ram, vram=on_gpus // room.cards)
         info = self._llama.get_info()
         config = self._config_of(info)
         found = await self._system.estimate_memory(
@@ -211,24 +220,30 @@ class ResourceOrchestrator:
             cache_type_k=config.get("cacheTypeK") or "f16",
             cache_type_v=config.get("cacheTypeV") or "f16",
         )
-        return Footprint(ram=found.ram, vram=found.vram)
+        return Footprint(ram=found.ram, vram=found.vram // room.cards)
 
-    async def _image_needs(self, model_id: str) -> Footprint:
+    async def _image_needs(self, model_id: str, room: _Room) -> Footprint:
         """What it took the last time, else the file's size; a fifth more for what it computes with."""
         said: Footprint | None = getattr(self._diffusion, "footprint", None)
         if said is not None:
             return Footprint(ram=int(said.ram * SIZE_FACTOR), vram=int(said.vram * SIZE_FACTOR))
         needed = int((await self._models.get_model_info(model_id)).size * SIZE_FACTOR)
-        on_gpu = getattr(self._diffusion, "may_use_gpu", True) and (await self._room()).total.vram
+        on_gpu = getattr(self._diffusion, "may_use_gpu", True) and room.total.vram
         return Footprint(ram=0, vram=needed) if on_gpu else Footprint(ram=needed, vram=0)
 
     async def _room(self) -> _Room:
         """All there is and what is free right now. VRAM is that of one GPU: an image model is not split."""
-        gpu = (await self._system.detect(force=True)).gpu
-        memory = self._system.get_memory_info()
+        found = await self._system.detect(force=True)
+        gpu, memory = found.gpu, found.memory
         total = (gpu.vram or 0) if gpu.available else 0
         free = total if gpu.vram_available is None else gpu.vram_available
-        return _Room(Footprint(ram=memory.total, vram=total), Footprint(ram=memory.available, vram=free))
+        cards = sum(1 for card in found.gpus if card.available and bool(card.unified) == bool(gpu.unified))
+        return _Room(
+            total=Footprint(ram=memory.total, vram=total),
+            free=Footprint(ram=memory.available, vram=free),
+            unified=bool(gpu.unified),
+            cards=max(1, cards),
+        )
 
     def _config_of(self, info: ServerInfo) -> dict[str, Any]:
         resolved = getattr(self._llama, "resolved_config", None)
@@ -242,9 +257,17 @@ class ResourceOrchestrator:
         return getattr(self._diffusion, "gate", None) is self
 
 
-class _Room(msgspec.Struct, frozen=True):
+class _Room(msgspec.Struct, frozen=True, kw_only=True):
+    """All there is and what is free, on the GPU that takes images; `cards` like it share an LLM's layers."""
+
     total: Footprint
     free: Footprint
+    unified: bool
+    cards: int
+
+    def counted(self, held: Footprint) -> Footprint:
+        """`held`, all of it in RAM where the GPU has none of its own."""
+        return Footprint(ram=held.ram + held.vram, vram=0) if self.unified else held
 
 
 def _too_much(llm: int, image: int, total: int, free: int | None) -> bool:

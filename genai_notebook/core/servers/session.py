@@ -44,6 +44,7 @@ class EngineSession:
         port: the loopback port it was told to listen on.
         api_key: the key our requests carry, or None.
         on_line: called on the loop with each line of output and whether it is a progress bar.
+        keep_debug: whether the log gets the engine's debug lines too, which may hold prompts.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class EngineSession:
         launcher: Launcher,
         log: ServerLog,
         on_line: Callable[[str, bool], None] | None = None,
+        keep_debug: bool = False,
     ) -> None:
         self.server = server
         self.engine = engine
@@ -73,6 +75,7 @@ class EngineSession:
         self._launcher = launcher
         self._log = log
         self._on_line = on_line
+        self._keep_debug = keep_debug
         self._registry = EngineRegistry(settings.run)
         self._record: EngineRecord | None = None
         self._client: httpx.AsyncClient | None = None
@@ -149,6 +152,21 @@ class EngineSession:
         except (httpx.HTTPError, ValueError):
             return None
 
+    async def is_answering(self) -> bool:
+        """Whether llama-server works on an answer. One too busy to say so counts as that; one that has no such route
+        does not.
+        """
+        import httpx
+
+        try:
+            reply = await self.client.get("/slots", timeout=5.0)
+            slots = reply.json() if reply.is_success else None
+        except httpx.TimeoutException:
+            return True
+        except (httpx.HTTPError, ValueError):
+            return False
+        return isinstance(slots, list) and any(isinstance(slot, dict) and slot.get("is_processing") for slot in slots)
+
     async def stop(self, grace: float = GRACE) -> None:
         """End the engine: SIGTERM, `grace` seconds, SIGKILL, and wait until it is really gone.
 
@@ -215,7 +233,7 @@ class EngineSession:
     def _line(self, text: str, is_bar: bool) -> None:
         self._heard = time.monotonic()
         if not is_bar:
-            self._log.engine_line(text)
+            self._log.engine_line(text, keep_debug=self._keep_debug)
         if self._on_line is not None:
             self._on_line(text, is_bar)
 

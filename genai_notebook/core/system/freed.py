@@ -29,7 +29,10 @@ class MemoryWatch:
         self._ram = held.ram if held is not None else 0
         self._vram = 0 if held is None else held.vram if held.vram is not None else vram
         self._ram_before = probe.memory().available if self._ram else 0
-        self._vram_before = self._vram_free() if self._vram else 0
+        free = self._vram_free() if self._vram else []
+        self._vram_before = sum(free)
+        if not free:
+            self._vram = 0  # nobody tells
 
     async def wait(self, ram: int | None = None, vram: int | None = None, limit: float = LIMIT) -> bool:
         """Wait until most of it is free again, or as much as is needed next.
@@ -51,9 +54,11 @@ class MemoryWatch:
             if free - self._ram_before < SHARE * self._ram and (ram is None or free < ram):
                 return False
         if self._vram:
-            free = self._vram_free()
-            return free - self._vram_before >= SHARE * self._vram or (vram is not None and free >= vram)
+            each = self._vram_free()
+            # What comes next may be an image model, which one card must hold.
+            enough = vram is not None and max(each, default=0) >= vram
+            return sum(each) - self._vram_before >= SHARE * self._vram or enough
         return True
 
-    def _vram_free(self) -> int:
-        return sum(gpu.vram_available or 0 for gpu in self._probe.gpus())
+    def _vram_free(self) -> list[int]:
+        return [gpu.vram_available for gpu in self._probe.gpus() if gpu.vram_available is not None]

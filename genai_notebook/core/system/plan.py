@@ -15,6 +15,7 @@ from msgspec import Struct
 from genai_notebook.core.schema import GPUInfo, MemoryEstimate, MemoryInfo, ModelInfo
 from genai_notebook.core.system.estimate import (
     DEFAULT_CONTEXT,
+    DRIVER_CONTEXT,
     GIB,
     Load,
     context_length_of,
@@ -52,7 +53,11 @@ class Wishes(Struct, frozen=True, kw_only=True):
 
 
 class Plan(Struct, frozen=True, kw_only=True):
-    """A placement, what it needs, and what it lacks: 'RAM' or 'VRAM' and the bytes that were there; None: it fits."""
+    """A placement and what it needs.
+
+    `lacks`: 'RAM' or 'VRAM', the bytes that are needed of it and those that are there; None: it fits. `first_choice`:
+    nothing had to be made smaller than it would be with plenty of memory.
+    """
 
     gpu_layers: int
     context_size: int
@@ -60,6 +65,7 @@ class Plan(Struct, frozen=True, kw_only=True):
     cache_type_v: str
     needs: MemoryEstimate
     lacks: tuple[str, int, int] | None = None
+    first_choice: bool = False
 
     @property
     def fits(self) -> bool:
@@ -67,13 +73,19 @@ class Plan(Struct, frozen=True, kw_only=True):
 
 
 def room_of(memory: MemoryInfo, gpus: list[GPUInfo], *, total: bool = False) -> Room:
-    """The room that is free right now or, with `total`, all there is. GPUs whose memory is not known do not count."""
+    """The room that is free right now or, with `total`, all there is.
+
+    GPUs whose memory is not known do not count, nor do small or full ones beside others: an engine that still uses one
+    of them runs out of memory there, and is then told to fit the layers itself.
+    """
     sized = [gpu for gpu in gpus if gpu.available and gpu.vram]
     # Cards and a processor's own graphics do not share one model well: the cards win.
     cards = [gpu for gpu in sized if not gpu.unified] or sized
+    amounts = [_vram(gpu, total) for gpu in cards]
+    usable = [amount for amount in amounts if amount > VRAM_RESERVE + DRIVER_CONTEXT]
     return Room(
         ram=memory.total if total else memory.available,
-        gpus=tuple(_vram(gpu, total) for gpu in cards),
+        gpus=tuple(usable or amounts),
         unified=bool(cards) and bool(cards[0].unified),
     )
 
@@ -86,10 +98,12 @@ def _vram(gpu: GPUInfo, total: bool) -> int:
 def plan(model: ModelInfo, room: Room, wishes: Wishes) -> Plan:
     """The best placement that fits; where none does, the smallest one, with what it lacks."""
     last: Plan | None = None
+    if not wishes.use_gpu:
+        room = msgspec.structs.replace(room, gpus=(), unified=False)
     for load, whole in _choices(model, room, wishes):
         found = _placed(model, room, load, wishes, whole)
         if found.fits:
-            return found
+            return msgspec.structs.replace(found, first_choice=last is None)
         last = found
     assert last is not None
     return last
@@ -99,7 +113,7 @@ def _choices(model: ModelInfo, room: Room, wishes: Wishes) -> Iterator[tuple[Loa
     """Loads from the best to the smallest, and whether only a model that is wholly on the GPUs will do."""
     caches = list(_caches(model, wishes))
     contexts = list(_contexts(model, wishes))
-    if room.gpus and wishes.use_gpu and wishes.gpu_layers is None:
+    if room.gpus and wishes.gpu_layers is None:
         for keys, values in caches:
             yield _load(contexts[0], keys, values, wishes), True
     for context in contexts:
@@ -151,7 +165,7 @@ def _placed(model: ModelInfo, room: Room, load: Load, wishes: Wishes, whole: boo
     every = layer_count_of(model) + 1  # the output layer counts as one
     if wishes.gpu_layers is not None:
         layers = wishes.gpu_layers
-    elif not room.gpus or not wishes.use_gpu:
+    elif not room.gpus:
         layers = 0
     elif whole:
         layers = every

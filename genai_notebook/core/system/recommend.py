@@ -28,9 +28,9 @@ def recommended_threads(cores: int) -> int:
 
 
 def best_gpu(gpus: Sequence[GPUInfo]) -> GPUInfo:
-    """The GPU with the most memory, or one that says `available=False`."""
+    """The card with the most memory, else the graphics that shares the RAM, or one that says `available=False`."""
     usable = [gpu for gpu in gpus if gpu.available]
-    return max(usable, key=lambda gpu: gpu.vram or 0, default=GPUInfo(available=False))
+    return max(usable, key=lambda gpu: (not gpu.unified, gpu.vram or 0), default=GPUInfo(available=False))
 
 
 def recommend(cpu: CPUInfo, memory: MemoryInfo, gpu: GPUInfo) -> SystemRecommendations:
