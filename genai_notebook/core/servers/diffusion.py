@@ -32,7 +32,7 @@ from genai_notebook.core.servers.jobs import ImageJob
 from genai_notebook.core.servers.load_report import Footprint, LoadReport
 from genai_notebook.core.servers.manager import Parts, ServerManager, insufficient
 from genai_notebook.core.servers.progress import Calibration
-from genai_notebook.core.servers.sd_flags import arguments, check, memory_flags
+from genai_notebook.core.servers.sd_flags import arguments, asks_for_debug, check, memory_flags
 from genai_notebook.core.servers.session import EngineSession, stop_quietly
 from genai_notebook.core.utilities import now_iso
 from genai_notebook.core.validation import from_call, from_keywords
@@ -387,6 +387,7 @@ class DiffusionServerManager(ServerManager[DiffusionServerInfo]):
             launcher=self._parts.launcher,
             log=self._log,
             on_line=self._on_line,
+            keep_debug=asks_for_debug(config),
         )
         try:
             await session.launch(arguments(config, model, session.port, await self._threads(config)))

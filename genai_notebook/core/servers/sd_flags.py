@@ -28,6 +28,11 @@ def memory_flags(config: DiffusionServerConfig) -> list[str]:
     return flags + config.extra_args
 
 
+def asks_for_debug(config: DiffusionServerConfig) -> bool:
+    """Whether the further flags make the engine print more."""
+    return not {"-v", "--verbose"}.isdisjoint(config.extra_args)
+
+
 def check(config: DiffusionServerConfig) -> DiffusionServerConfig:
     """Raises:
     InvalidRequestError: a number of GPU layers, or a flag that is the manager's.
