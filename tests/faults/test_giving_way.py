@@ -55,6 +55,7 @@ class Machine:
             GPUInfo(
                 available=True,
                 type="nvidia",
+                id=f"GPU-{n}",
                 name=f"card {n}",
                 vram=24 * GIB,
                 vram_available=0 if taken else free,
@@ -454,6 +455,19 @@ def test_the_engine_works_the_layers_out_after_an_out_of_memory_in_vram(tmp_path
         assert home.llm_engine.flag("--fit") == "off"
 
     play(tmp_path, scenario, Machine(gpus=(20 * GIB,)))
+
+
+def test_an_engine_sees_the_cards_that_were_planned_with(tmp_path: Path) -> None:
+    """The second card is full: left to itself llama.cpp would put a layer there all the same."""
+
+    async def scenario(home: House) -> None:
+        home.llm_engine.set(most_layers=99)
+        await home.llama.start(model_id="tiny", port="auto")
+        assert home.llm_engine.starts[-1]["env"]["CUDA_VISIBLE_DEVICES"] == "GPU-0,GPU-2"
+        await home.llama.restart()
+        assert home.llm_engine.starts[-1]["env"]["CUDA_VISIBLE_DEVICES"] == "GPU-0,GPU-2"
+
+    play(tmp_path, scenario, Machine(gpus=(20 * GIB, GIB, 20 * GIB)))
 
 
 def test_layers_that_were_asked_for_stay(tmp_path: Path) -> None:

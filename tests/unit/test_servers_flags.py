@@ -20,7 +20,7 @@ FULL = LlamaServerConfig(
 
 
 def resolved(asked: LlamaServerConfig = ASKED, fit: bool = False, **changes: Any) -> Resolved:
-    return Resolved(asked, msgspec.structs.replace(FULL, **changes), 8080, "key", fit)
+    return Resolved(asked, msgspec.structs.replace(FULL, **changes), 8080, "key", fit=fit)
 
 
 def flags(start: Resolved) -> dict[str, str]:
@@ -33,6 +33,12 @@ def test_our_numbers_are_meant() -> None:
     assert (found["--fit"], found["--n-gpu-layers"], found["--ctx-size"]) == ("off", "33", "4096")
     assert flags(resolved(gpu_layers=0))["--n-gpu-layers"] == "0"
     assert "key" not in found.values()
+
+
+def test_the_environment_holds_the_key_and_the_cards() -> None:
+    assert llama_flags.environment_of(resolved()) == {"LLAMA_API_KEY": "key"}
+    two = msgspec.structs.replace(resolved(), visible=("GPU-1", "GPU-2"), api_key=None)
+    assert llama_flags.environment_of(two) == {"CUDA_VISIBLE_DEVICES": "GPU-1,GPU-2"}
 
 
 def test_the_engine_fits_the_layers_when_ours_were_too_many() -> None:

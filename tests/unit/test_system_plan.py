@@ -142,6 +142,28 @@ def test_room_takes_cards_before_shared_graphics() -> None:
     assert room_of(memory, [unsized, GPUInfo(available=False)]) == Room(ram=20 * GIB)
 
 
+def nvidia(name: str, free: int) -> GPUInfo:
+    return GPUInfo(available=True, type="nvidia", id=name, vram=24 * GIB, vram_available=free)
+
+
+def test_cards_are_named_where_an_engine_could_take_others_or_another_order() -> None:
+    memory = MemoryInfo(total=BIG, available=BIG, used=0)
+    small, one, two = nvidia("GPU-s", GIB), nvidia("GPU-1", 20 * GIB), nvidia("GPU-2", 16 * GIB)
+    assert room_of(memory, [small, one, two]).visible == ("GPU-1", "GPU-2")
+    assert room_of(memory, [one, two]).visible == ("GPU-1", "GPU-2")
+    assert room_of(memory, [one]).visible == ()
+    assert room_of(memory, [one, GPUInfo(available=True, type="amd", id="0000:03:00.0", vram=8 * GIB)]).visible == ()
+    found = plan(LLAMA, room_of(memory, [small, one]), Wishes())
+    assert (found.gpu_layers, found.visible) == (33, ("GPU-1",))
+    assert plan(LLAMA, room_of(memory, [small, one]), Wishes(gpu_layers=0)).visible == ()
+
+
+def test_of_slices_the_best_counts() -> None:
+    memory = MemoryInfo(total=BIG, available=BIG, used=0)
+    room = room_of(memory, [nvidia("MIG-a", 5 * GIB), nvidia("MIG-b", 9 * GIB), nvidia("MIG-c", 9 * GIB)])
+    assert (room.gpus, room.visible) == ((9 * GIB,), ("MIG-b",))
+
+
 NUMBER = st.one_of(st.none(), st.integers(-5, 5), st.integers(0, 10_000), st.integers(-(2**70), 2**70))
 
 

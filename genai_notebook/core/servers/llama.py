@@ -10,7 +10,7 @@ from typing import Any, Literal
 from genai_notebook.core.engines.manager import Engine
 from genai_notebook.core.processes.ports import LOOPBACK, free_port, require_free
 from genai_notebook.core.schema import LlamaServerConfig, ModelInfo, ServerInfo
-from genai_notebook.core.servers.llama_flags import arguments, asks_for_debug, check, secrets_of
+from genai_notebook.core.servers.llama_flags import arguments, asks_for_debug, check, environment_of
 from genai_notebook.core.servers.load_report import Footprint, LoadReport
 from genai_notebook.core.servers.manager import Parts, ServerManager, insufficient
 from genai_notebook.core.servers.resolved import Resolved, as_loaded, in_words, made_smaller, resolved_by
@@ -258,7 +258,7 @@ class LlamaServerManager(ServerManager[ServerInfo]):
             keep_debug=asks_for_debug(resolved.config),
         )
         try:
-            await session.launch(arguments(resolved, model), secrets_of(resolved))
+            await session.launch(arguments(resolved, model), environment_of(resolved))
             self._session = session
             self._announce()
             await session.wait_until_ready(HEALTH)
@@ -293,7 +293,7 @@ class LlamaServerManager(ServerManager[ServerInfo]):
         threads = config.threads or (await system.detect()).recommendations.threads
         key = None if config.api_key is False else config.api_key or secrets.token_urlsafe(24)
         port = free_port() if config.port == "auto" else config.port
-        return Resolved(config, resolved_by(plan, config, threads), port, key)
+        return Resolved(config, resolved_by(plan, config, threads), port, key, plan.visible)
 
 
 def _way_out(config: LlamaServerConfig) -> str:

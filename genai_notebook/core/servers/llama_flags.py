@@ -46,10 +46,13 @@ def _flash_attention(config: LlamaServerConfig) -> str:
     return asked if isinstance(asked, str) else "on" if asked else "off"
 
 
-def secrets_of(resolved: Resolved) -> dict[str, str]:
-    """Environment variables for the engine."""
-    # In the environment, because a process list is readable by everybody.
-    return {"LLAMA_API_KEY": resolved.api_key} if resolved.api_key else {}
+def environment_of(resolved: Resolved) -> dict[str, str]:
+    """Environment variables for the engine, on top of the usual ones."""
+    # The key is here because a process list is readable by everybody.
+    env = {"LLAMA_API_KEY": resolved.api_key} if resolved.api_key else {}
+    if resolved.visible:
+        env["CUDA_VISIBLE_DEVICES"] = ",".join(resolved.visible)
+    return env
 
 
 def asks_for_debug(config: LlamaServerConfig) -> bool:

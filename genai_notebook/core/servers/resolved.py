@@ -12,13 +12,15 @@ from genai_notebook.core.system.plan import SMALLEST_CONTEXT, Plan
 class Resolved(msgspec.Struct, frozen=True):
     """A configuration with nothing left open: what a restart repeats, and what an offload saves.
 
-    `fit`: our numbers were too large once, so the engine works out the layers on the GPU itself.
+    `visible`: UUIDs of the NVIDIA cards to use; empty: all there are. `fit`: our numbers were too large once, so the
+    engine works out the layers on the GPU itself.
     """
 
     asked: LlamaServerConfig
     config: LlamaServerConfig
     port: int
     api_key: str | None
+    visible: tuple[str, ...] = ()
     fit: bool = False
 
 

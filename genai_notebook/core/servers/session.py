@@ -103,19 +103,19 @@ class EngineSession:
             )
         return self._client
 
-    async def launch(self, arguments: list[str], secrets: dict[str, str] | None = None) -> None:
+    async def launch(self, arguments: list[str], env: dict[str, str] | None = None) -> None:
         """Start the process and write it into the registry.
 
         Args:
             arguments: after the engine's own argv.
-            secrets: environment variables, for what must not stand in a process list.
+            env: environment variables on top of the usual ones, also for what must not stand in a process list.
         """
         self._log.forget_tail()
         self._log.append("info", f"starting {self.engine.name} for {self.model_id} on port {self.port}")
         spec = LaunchSpec(
             name=self.engine.name,
             argv=[*self.engine.argv, *arguments],
-            env=child_environment({**self.engine.env, **(secrets or {})}),
+            env=child_environment({**self.engine.env, **(env or {})}),
             cwd=self._settings.run,
         )
         self.process = await self._launcher.launch(spec, self._line)

@@ -33,11 +33,15 @@ _CACHE_BLOCK = 32
 
 
 class Room(Struct, frozen=True, kw_only=True):
-    """Memory that may be used, in bytes: RAM, and what each GPU has. `unified`: the GPU's is a share of the RAM."""
+    """Memory that may be used, in bytes: RAM, and what each GPU has. `unified`: the GPU's is a share of the RAM.
+
+    `visible`: UUIDs of these GPUs, where an engine must be told to take them, in this order, and no others.
+    """
 
     ram: int
     gpus: tuple[int, ...] = ()
     unified: bool = False
+    visible: tuple[str, ...] = ()
 
 
 class Wishes(Struct, frozen=True, kw_only=True):
@@ -56,7 +60,7 @@ class Plan(Struct, frozen=True, kw_only=True):
     """A placement and what it needs.
 
     `lacks`: 'RAM' or 'VRAM', the bytes that are needed of it and those that are there; None: it fits. `first_choice`:
-    nothing had to be made smaller than it would be with plenty of memory.
+    nothing had to be made smaller than it would be with plenty of memory. `visible`: as in Room.
     """
 
     gpu_layers: int
@@ -66,6 +70,7 @@ class Plan(Struct, frozen=True, kw_only=True):
     needs: MemoryEstimate
     lacks: tuple[str, int, int] | None = None
     first_choice: bool = False
+    visible: tuple[str, ...] = ()
 
     @property
     def fits(self) -> bool:
@@ -75,18 +80,22 @@ class Plan(Struct, frozen=True, kw_only=True):
 def room_of(memory: MemoryInfo, gpus: list[GPUInfo], *, total: bool = False) -> Room:
     """The room that is free right now or, with `total`, all there is.
 
-    GPUs whose memory is not known do not count, nor do small or full ones beside others: an engine that still uses one
-    of them runs out of memory there, and is then told to fit the layers itself.
+    GPUs whose memory is not known do not count, nor do small or full ones beside others. Of the slices of NVIDIA cards
+    (MIG) only the best counts: CUDA opens one of them in a process.
     """
     sized = [gpu for gpu in gpus if gpu.available and gpu.vram]
     # Cards and a processor's own graphics do not share one model well: the cards win.
     cards = [gpu for gpu in sized if not gpu.unified] or sized
-    amounts = [_vram(gpu, total) for gpu in cards]
-    usable = [amount for amount in amounts if amount > VRAM_RESERVE + DRIVER_CONTEXT]
+    usable = [gpu for gpu in cards if _vram(gpu, total) > VRAM_RESERVE + DRIVER_CONTEXT] or cards
+    if slices := [gpu for gpu in usable if (gpu.id or "").startswith("MIG-")]:
+        usable = [max(slices, key=lambda gpu: _vram(gpu, total))]
+    names = [gpu.id for gpu in usable if gpu.type == "nvidia" and gpu.id]
     return Room(
         ram=memory.total if total else memory.available,
-        gpus=tuple(usable or amounts),
-        unified=bool(cards) and bool(cards[0].unified),
+        gpus=tuple(_vram(gpu, total) for gpu in usable),
+        unified=bool(usable) and bool(usable[0].unified),
+        # CUDA has an order of its own, and takes every card there is.
+        visible=tuple(names) if len(sized) > 1 and len(names) == len(usable) else (),
     )
 
 
@@ -99,7 +108,7 @@ def plan(model: ModelInfo, room: Room, wishes: Wishes) -> Plan:
     """The best placement that fits; where none does, the smallest one, with what it lacks."""
     last: Plan | None = None
     if not wishes.use_gpu:
-        room = msgspec.structs.replace(room, gpus=(), unified=False)
+        room = Room(ram=room.ram)
     for load, whole in _choices(model, room, wishes):
         found = _placed(model, room, load, wishes, whole)
         if found.fits:
@@ -181,6 +190,7 @@ def _placed(model: ModelInfo, room: Room, load: Load, wishes: Wishes, whole: boo
         cache_type_v=load.cache_type_v,
         needs=needs,
         lacks=lacks,
+        visible=room.visible if layers else (),
     )
 
 
