@@ -82,7 +82,8 @@ def test_an_image_cancelled_while_the_llm_steps_aside(tmp_path: Path, monkeypatc
         with pytest.raises(asyncio.CancelledError):
             await image
         home.llm_engine.set(ignore_sigterm=None)
-        await until(lambda: home.llama.get_status() == "running", "the LLM is back", 40)
+        await home.orchestrator.wait_for_reload()
+        assert home.llama.get_status() == "running"
         assert not psutil.pid_exists(info.pid)
         assert home.llama.get_info().port == info.port
         assert home.orchestrator.get_saved_state() is None
