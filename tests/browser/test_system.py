@@ -21,7 +21,8 @@ def set_theme(notebook: NotebookPage, name: str) -> None:
 def test_memory_under_a_cell_and_in_a_panel(jupyterlab: Lab, page, tmp_path):
     jupyterlab.write(
         "system.ipynb",
-        f"%load_ext genai_notebook\n%genai start {LLM_ID} --port auto",
+        # What another test has left running is another's.
+        f"%load_ext genai_notebook\n%genai stop all\n%genai start {LLM_ID} --port auto",
         "%genai system",
         f"%genai fit {LLM_ID}",
         "%genai panel system --into panel",
