@@ -6,7 +6,7 @@ import struct
 from pathlib import Path
 from typing import Any
 
-_ALIGNMENT = 32
+ALIGNMENT = 32
 
 
 def write_gguf(path: Path, metadata: dict[str, Any], tensors: dict[str, tuple[int, ...]] | None = None) -> Path:
@@ -14,13 +14,13 @@ def write_gguf(path: Path, metadata: dict[str, Any], tensors: dict[str, tuple[in
     tensors = tensors or {"token_embd.weight": (32, 4)}
     out = struct.pack("<4sIQQ", b"GGUF", 3, len(tensors), len(metadata))
     for key, value in metadata.items():
-        out += _string(key) + _value(value)
+        out += gguf_text(key) + gguf_value(value)
     offset = 0
     for name, shape in tensors.items():
-        out += _string(name) + struct.pack("<I", len(shape)) + struct.pack(f"<{len(shape)}Q", *shape)
+        out += gguf_text(name) + struct.pack("<I", len(shape)) + struct.pack(f"<{len(shape)}Q", *shape)
         out += struct.pack("<IQ", 0, offset)
-        offset += _padded(4 * _product(shape))
-    out += b"\0" * (_padded(len(out)) - len(out)) + b"\0" * offset
+        offset += padded(4 * _product(shape))
+    out += b"\0" * (padded(len(out)) - len(out)) + b"\0" * offset
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(out)
     return path
@@ -58,16 +58,19 @@ def _product(shape: tuple[int, ...]) -> int:
     return result
 
 
-def _padded(size: int) -> int:
-    return -(-size // _ALIGNMENT) * _ALIGNMENT
+def padded(size: int) -> int:
+    """`size`, rounded up to the alignment of tensors."""
+    return -(-size // ALIGNMENT) * ALIGNMENT
 
 
-def _string(text: str) -> bytes:
+def gguf_text(text: str) -> bytes:
+    """A string as GGUF has it."""
     data = text.encode()
     return struct.pack("<Q", len(data)) + data
 
 
-def _value(value: Any) -> bytes:
+def gguf_value(value: Any) -> bytes:
+    """A key's type and value: bool, int, float, str, or a list of bool, int or str."""
     if isinstance(value, bool):
         return struct.pack("<I?", 7, value)
     if isinstance(value, int):
@@ -75,5 +78,8 @@ def _value(value: Any) -> bytes:
     if isinstance(value, float):
         return struct.pack("<If", 6, value)
     if isinstance(value, str):
-        return struct.pack("<I", 8) + _string(value)
-    return struct.pack("<IIQ", 9, 8, len(value)) + b"".join(_string(item) for item in value)
+        return struct.pack("<I", 8) + gguf_text(value)
+    if value and not isinstance(value[0], str):
+        kind, code = (7, "?") if isinstance(value[0], bool) else (5, "i")
+        return struct.pack(f"<IIQ{len(value)}{code}", 9, kind, len(value), *value)
+    return struct.pack("<IIQ", 9, 8, len(value)) + b"".join(gguf_text(item) for item in value)

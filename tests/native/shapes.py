@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-_ALIGNMENT = 32
+from tests.fakes.gguf_files import gguf_text, gguf_value, padded
+
 #: ggml's number of a type, elements in a block, bytes of a block.
 F32, F16, Q8_0, Q4_K, Q6_K, MXFP4 = (0, 1, 4), (1, 1, 2), (8, 32, 34), (12, 256, 144), (14, 256, 210), (39, 32, 17)
 
@@ -29,15 +30,15 @@ def write(path: Path, keys: Keys, tensors: Iterable[Tensor]) -> Path:
     """Write a GGUF 3 file: keys and tensor table for real, the tensors as a hole."""
     table, offset, count = b"", 0, 0
     for label, shape, (kind, _, _) in (listed := list(tensors)):
-        table += _text(label) + struct.pack(f"<I{len(shape)}QIQ", len(shape), *shape, kind, offset)
-        offset += _padded(tensor_bytes(listed[count]))
+        table += gguf_text(label) + struct.pack(f"<I{len(shape)}QIQ", len(shape), *shape, kind, offset)
+        offset += padded(tensor_bytes(listed[count]))
         count += 1
     head = struct.pack("<4sIQQ", b"GGUF", 3, count, len(keys))
-    head += b"".join(_text(key) + _value(value) for key, value in keys.items()) + table
+    head += b"".join(gguf_text(key) + gguf_value(value) for key, value in keys.items()) + table
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("wb") as file:
         file.write(head)
-        file.truncate(_padded(len(head)) + offset)
+        file.truncate(padded(len(head)) + offset)
     return path
 
 
@@ -48,28 +49,6 @@ def tensor_bytes(tensor: Tensor) -> int:
     for length in shape:
         result *= length
     return result // elements
-
-
-def _padded(size: int) -> int:
-    return -(-size // _ALIGNMENT) * _ALIGNMENT
-
-
-def _text(text: str) -> bytes:
-    data = text.encode()
-    return struct.pack("<Q", len(data)) + data
-
-
-def _value(value: Any) -> bytes:
-    if isinstance(value, bool):
-        return struct.pack("<I?", 7, value)
-    if isinstance(value, int):
-        return struct.pack("<II", 4, value)
-    if isinstance(value, float):
-        return struct.pack("<If", 6, value)
-    if isinstance(value, str):
-        return struct.pack("<I", 8) + _text(value)
-    kind, code = (7, "?") if isinstance(value[0], bool) else (5, "i")
-    return struct.pack(f"<IIQ{len(value)}{code}", 9, kind, len(value), *value)
 
 
 # ---- parts of models

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +11,13 @@ import pytest
 from genai_notebook import current
 from genai_notebook.client.bridge import run
 from genai_notebook.core.models import ModelManager
-from genai_notebook.core.schema import CPUInfo, GPUInfo, MemoryInfo
 from genai_notebook.core.settings import Settings
 from genai_notebook.core.system import SystemInfo
-from genai_notebook.core.system.probe import Held
 from genai_notebook.display.views import Bundle
 from genai_notebook.errors import InvalidRequestError
 from genai_notebook.magics import system_commands
 from tests.fakes.gguf_files import tiny_diffusion, write_gguf
+from tests.fakes.machine import Machine, card
 
 MIB, GIB = 1 << 20, 1 << 30
 # 32 layers with 8 key-value heads of 128: 128 KiB of cache a token.
@@ -32,27 +30,6 @@ HEADER: dict[str, Any] = {
     "llama.attention.head_count_kv": 8,
     "llama.vocab_size": 32000,
 }
-
-
-class Machine:
-    def __init__(self, ram: int, free: int, gpus: Iterable[GPUInfo] = ()) -> None:
-        self.ram, self.free, self.cards = ram, free, list(gpus)
-
-    def cpu(self) -> CPUInfo:
-        return CPUInfo(cores=8, physical_cores=8, model="test", architecture="x64")
-
-    def memory(self) -> MemoryInfo:
-        return MemoryInfo(total=self.ram, available=self.free, used=self.ram - self.free)
-
-    def gpus(self) -> list[GPUInfo]:
-        return self.cards
-
-    def held(self, pids: Iterable[int]) -> dict[int, Held]:
-        return {}
-
-
-def card(vram: int, free: int, **more: Any) -> GPUInfo:
-    return GPUInfo(available=True, type="nvidia", name="card", vram=vram, vram_available=free, **more)
 
 
 class Shown:
@@ -113,7 +90,7 @@ def test_contexts(trained: int, asked: int | None, expected: list[int]) -> None:
 
 
 def test_without_a_gpu(room: Room) -> None:
-    shown = room.fit(Machine(8 * GIB, 3 * GIB))
+    shown = room.fit(Machine(ram=8 * GIB, free=3 * GIB))
     assert [row["context_size"] for row in shown.rows] == [4096, 8192, 16384, 32768, 40960]
     assert {row["placement"] for row in shown.rows} == {"CPU"}
     assert [row["fits"] for row in shown.rows] == ["now", "now", "alone", "alone", "alone"]
@@ -127,11 +104,11 @@ def test_without_a_gpu(room: Room) -> None:
 
 
 def test_too_large_for_the_machine(room: Room) -> None:
-    assert {row["fits"] for row in room.fit(Machine(GIB, GIB)).rows} == {"no"}
+    assert {row["fits"] for row in room.fit(Machine(ram=GIB, free=GIB)).rows} == {"no"}
 
 
 def test_a_gpu_that_holds_all_of_it(room: Room) -> None:
-    shown = room.fit(Machine(64 * GIB, 60 * GIB, [card(24 * GIB, 22 * GIB)]))
+    shown = room.fit(Machine(ram=64 * GIB, free=60 * GIB, gpus=[card(24 * GIB, 22 * GIB)]))
     assert {row["placement"] for row in shown.rows} == {"CPU", "GPU (all layers)"}
     whole = shown.row(40960, "GPU (all layers)")
     assert (whole["gpu_layers"], whole["fits"]) == (33, "now")
@@ -141,7 +118,7 @@ def test_a_gpu_that_holds_all_of_it(room: Room) -> None:
 
 
 def test_a_gpu_that_holds_some_layers(room: Room) -> None:
-    shown = room.fit(Machine(64 * GIB, 60 * GIB, [card(8 * GIB, 4 * GIB)]))
+    shown = room.fit(Machine(ram=64 * GIB, free=60 * GIB, gpus=[card(8 * GIB, 4 * GIB)]))
     assert shown.row(4096, "GPU (all layers)")["fits"] == "now"
     assert shown.row(40960, "GPU (all layers)")["fits"] == "alone"
     (part,) = [row for row in shown.rows if row["context_size"] == 40960 and " of 33 " in row["placement"]]
@@ -152,17 +129,17 @@ def test_a_gpu_that_holds_some_layers(room: Room) -> None:
 
 
 def test_a_gpu_that_shares_the_ram(room: Room) -> None:
-    shown = room.fit(Machine(8 * GIB, 2 * GIB, [card(6 * GIB, 6 * GIB, unified=True)]))
+    shown = room.fit(Machine(ram=8 * GIB, free=2 * GIB, gpus=[card(6 * GIB, 6 * GIB, unified=True)]))
     assert shown.row(8192, "GPU (all layers)")["fits"] == "alone"
 
 
 def test_several_gpus_hold_it_together(room: Room) -> None:
-    machine = Machine(64 * GIB, 60 * GIB, [card(6 * GIB, 6 * GIB), card(6 * GIB, 6 * GIB)])
+    machine = Machine(ram=64 * GIB, free=60 * GIB, gpus=[card(6 * GIB, 6 * GIB), card(6 * GIB, 6 * GIB)])
     assert room.fit(machine).row(40960, "GPU (all layers)")["fits"] == "now"
 
 
 def test_what_is_asked_for(room: Room) -> None:
-    machine = Machine(8 * GIB, 8 * GIB)
+    machine = Machine(ram=8 * GIB, free=8 * GIB)
     usual, asked = room.fit(machine), room.fit(machine, context_size=5000, cache_type_k="q8_0", cache_type_v="q8_0")
     assert 5000 in [row["context_size"] for row in asked.rows]
     assert asked.row(40960, "CPU")["ram"] < usual.row(40960, "CPU")["ram"] - 2 * GIB
@@ -172,7 +149,7 @@ def test_what_is_asked_for(room: Room) -> None:
 
 
 def test_an_image_model_goes_by_its_size(room: Room) -> None:
-    shown = room.fit(Machine(8 * GIB, 8 * GIB), "picture")
+    shown = room.fit(Machine(ram=8 * GIB, free=8 * GIB), "picture")
     (row,) = shown.rows
     size = run(room.manager.get_model_info("picture")).size
     assert (row["ram"], row["context_size"], row["exact"], row["fits"]) == (int(size * 1.2), None, False, "now")
@@ -183,6 +160,6 @@ def test_a_file_whose_header_tells_nothing_goes_by_its_size(room: Room, tmp_path
     header = {"general.architecture": "llama", "llama.block_count": 2}
     bare = write_gguf(tmp_path / "bare.gguf", header, {"w": (4096,)})
     run(room.manager.register_model(path=str(bare), name="bare", type="llm"))
-    shown = room.fit(Machine(8 * GIB, 8 * GIB), "bare")
+    shown = room.fit(Machine(ram=8 * GIB, free=8 * GIB), "bare")
     assert not any(row["exact"] for row in shown.rows)
     assert "By size × 1.2" in shown.text

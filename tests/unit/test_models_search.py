@@ -19,7 +19,8 @@ from genai_notebook.core.system import SystemInfo
 from genai_notebook.errors import DownloadError, InsufficientResourcesError, InvalidRequestError
 from tests.fakes.gguf_files import tiny_llm
 from tests.fakes.hub import FakeHub, fake_hub, point_at, switch_off, use_manager
-from tests.unit.test_system_info import GIB, Machine, card
+from tests.fakes.machine import Machine, card
+from tests.unit.test_system_info import GIB
 
 #: With a card of 8 GiB and 16 GiB of RAM: up to some 5.8 GiB go onto the card, up to some 13.3 GiB into RAM.
 MACHINE = Machine(ram=16 * GIB, gpus=[card(8 * GIB)])

@@ -3,48 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
 from typing import Any
 
 import msgspec
 import pytest
 
-from genai_notebook.core.schema import CPUInfo, GPUInfo, MemoryInfo, ModelInfo
+from genai_notebook.core.schema import GPUInfo, ModelInfo
 from genai_notebook.core.settings import Settings
 from genai_notebook.core.system import SystemInfo
 from genai_notebook.core.system import info as info_module
-from genai_notebook.core.system.probe import Held
 from genai_notebook.errors import InvalidRequestError, ModelNotFoundError
+from tests.fakes.machine import Machine, card
 from tests.unit.test_system_estimate import LLAMA_2_7B, MIB, model
 
 GIB = 1 << 30
 LLAMA = model(3891 * MIB, msgspec.structs.replace(LLAMA_2_7B, context_length=4096))
 NO_GPU = GPUInfo(available=False)
-
-
-class Machine:
-    """A probe; counts how often it is asked."""
-
-    def __init__(self, *, ram: int, free: int | None = None, gpus: list[GPUInfo] | None = None, cores: int = 8) -> None:
-        self.ram, self.free, self.cards, self.cores = ram, ram if free is None else free, gpus or [], cores
-        self.asked = 0
-
-    def cpu(self) -> CPUInfo:
-        self.asked += 1
-        return CPUInfo(cores=self.cores, physical_cores=self.cores, model="test", architecture="x64")
-
-    def memory(self) -> MemoryInfo:
-        return MemoryInfo(total=self.ram, available=self.free, used=self.ram - self.free)
-
-    def gpus(self) -> list[GPUInfo]:
-        return self.cards
-
-    def held(self, pids: Iterable[int]) -> dict[int, Held]:
-        return {}
-
-
-def card(vram: int, free: int | None = None) -> GPUInfo:
-    return GPUInfo(available=True, type="nvidia", name="card", vram=vram, vram_available=vram if free is None else free)
 
 
 def system(machine: Machine, **more: Any) -> SystemInfo:
