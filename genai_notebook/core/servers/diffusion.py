@@ -390,7 +390,8 @@ class DiffusionServerManager(ServerManager[DiffusionServerInfo]):
             keep_debug=asks_for_debug(config),
         )
         try:
-            await session.launch(arguments(config, model, session.port, await self._threads(config)))
+            threads = config.threads or self._parts.system.threads()
+            await session.launch(arguments(config, model, session.port, threads))
             job.attach(session)
             await session.wait_until_ready(READY)
         except BaseException:
@@ -446,11 +447,6 @@ class DiffusionServerManager(ServerManager[DiffusionServerInfo]):
         if self._session is session:
             self._session = None
         await session.stop(0)
-
-    async def _threads(self, config: DiffusionServerConfig) -> int:
-        if config.threads:
-            return config.threads
-        return (await self._parts.system.detect()).recommendations.threads
 
     def _on_line(self, text: str, is_bar: bool) -> None:
         self._report.feed(text, is_bar)

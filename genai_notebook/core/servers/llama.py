@@ -213,33 +213,31 @@ class LlamaServerManager(ServerManager[ServerInfo]):
 
     # ---- one start ----
 
-    async def _start(self, config: LlamaServerConfig, again: Resolved | None) -> ServerInfo:
+    async def _start(self, config: LlamaServerConfig, last: Resolved | None) -> ServerInfo:
         model = await self._find_model(config.model_id, "llm")
         engine = await self._parts.engines.resolve(
             "llama", force_validation=config.force_validation, on_log=self._binary_log
         )
-        resolved = again or await self._resolve(config, model, engine)
+        resolved = last or await self._resolve(config, model, engine)
         require_free(resolved.port)
         try:
             return await self._load(resolved, model, engine)
-        except ServerError as error:
-            if (reason := self._report.out_of_memory) is None:
-                raise
+        except InsufficientResourcesError:
             freed = self.make_room is not None and await self.make_room()
             smaller = made_smaller(resolved)
             if smaller is None and not freed:
-                raise _out_of_memory(model, resolved, reason, error) from error
-        resolved = smaller or resolved
-        self._log.append("warn", f"out of memory ({reason}); trying once more, {in_words(resolved)}")
-        try:
-            return await self._load(resolved, model, engine)
-        except ServerError as error:
-            if (reason := self._report.out_of_memory) is None:
                 raise
-            raise _out_of_memory(model, resolved, reason, error) from error
+        again = smaller or resolved
+        self._log.append("warn", f"out of memory ({self._report.out_of_memory}); trying once more, {in_words(again)}")
+        return await self._load(again, model, engine)
 
     async def _load(self, resolved: Resolved, model: ModelInfo, engine: Engine) -> ServerInfo:
-        """One process, until it serves the model."""
+        """One process, until it serves the model.
+
+        Raises:
+            InsufficientResourcesError: it ran out of memory.
+            ServerError: it ended for another reason.
+        """
         self._resolved = resolved
         self._report = report = LoadReport()
         if resolved.api_key:
@@ -263,9 +261,11 @@ class LlamaServerManager(ServerManager[ServerInfo]):
             self._announce()
             await session.wait_until_ready(HEALTH)
             self._context_size = await _served_context(session) or resolved.config.context_size
-        except BaseException:
+        except BaseException as error:
             self._session = None
             await stop_quietly(session)
+            if isinstance(error, ServerError) and report.out_of_memory is not None:
+                raise _out_of_memory(model, resolved, report.out_of_memory, error) from error
             raise
         self._resolved = as_loaded(resolved, report)
         self._change("running", "ok")
@@ -290,7 +290,7 @@ class LlamaServerManager(ServerManager[ServerInfo]):
         if plan.lacks:
             what, needed, there = plan.lacks
             raise insufficient(model, what, needed, there, _way_out(config))
-        threads = config.threads or (await system.detect()).recommendations.threads
+        threads = config.threads or system.threads()
         key = None if config.api_key is False else config.api_key or secrets.token_urlsafe(24)
         port = free_port() if config.port == "auto" else config.port
         return Resolved(config, resolved_by(plan, config, threads), port, key, plan.visible)

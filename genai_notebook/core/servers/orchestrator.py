@@ -82,8 +82,8 @@ class ResourceOrchestrator:
         if image.model_id is None:
             return False
         room = await self._room()
-        llm = room.counted(await self._llm_holds(room))
-        needs = room.counted(await self._image_needs(image.model_id, room))
+        llm = room.counted(await self._llm_holds(room.cards))
+        needs = room.counted(await self._image_needs(image.model_id))
         # What a resident image model holds is not free, and need not be.
         free_ram, free_vram = (None, None) if image.pid else (room.free.ram, room.free.vram)
         return _too_much(llm.ram, needs.ram, room.total.ram, free_ram) or _too_much(
@@ -143,7 +143,7 @@ class ResourceOrchestrator:
         self._wishes_then = self._wishes()
         log.info("the LLM %s steps aside for an image", info.model_id)
         if self._is_gate() and image.model_id is not None:
-            needs = await self._image_needs(image.model_id, await self._room())
+            needs = await self._image_needs(image.model_id)
             left = await self._llama.step_aside(ram=needs.ram, vram=needs.vram)
         else:
             left = await self._llama.step_aside()
@@ -194,7 +194,7 @@ class ResourceOrchestrator:
         if image.pid is not None or image.model_id is None:
             return
         room = await self._room()
-        least = int(room.counted(await self._image_needs(image.model_id, room)).ram / SIZE_FACTOR)
+        least = int(room.counted(await self._image_needs(image.model_id)).ram / SIZE_FACTOR)
         free = room.free.ram
         if least > free:
             model = await self._models.get_model_info(image.model_id)
@@ -203,12 +203,12 @@ class ResourceOrchestrator:
 
     # ---- figures ----
 
-    async def _llm_holds(self, room: _Room) -> Footprint:
+    async def _llm_holds(self, cards: int) -> Footprint:
         """What the engine says it took; else an estimate, from what was resolved, not from what the caller passed."""
         said: Footprint | None = getattr(self._llama, "footprint", None)
         if said is not None:
-            on_gpus = said.vram + DRIVER_CONTEXT * room.cards if said.vram else 0
-            return Footprint(ram=said.ram, vram=on_gpus // room.cards)
+            on_gpus = said.vram + DRIVER_CONTEXT * cards if said.vram else 0
+            return Footprint(ram=said.ram, vram=on_gpus // cards)
         info = self._llama.get_info()
         config = self._config_of(info)
         found = await self._system.estimate_memory(
@@ -220,15 +220,16 @@ class ResourceOrchestrator:
             cache_type_k=config.get("cacheTypeK") or "f16",
             cache_type_v=config.get("cacheTypeV") or "f16",
         )
-        return Footprint(ram=found.ram, vram=found.vram // room.cards)
+        return Footprint(ram=found.ram, vram=found.vram // cards)
 
-    async def _image_needs(self, model_id: str, room: _Room) -> Footprint:
+    async def _image_needs(self, model_id: str) -> Footprint:
         """What it took the last time, else the file's size; a fifth more for what it computes with."""
         said: Footprint | None = getattr(self._diffusion, "footprint", None)
         if said is not None:
             return Footprint(ram=int(said.ram * SIZE_FACTOR), vram=int(said.vram * SIZE_FACTOR))
         needed = int((await self._models.get_model_info(model_id)).size * SIZE_FACTOR)
-        on_gpu = getattr(self._diffusion, "may_use_gpu", True) and room.total.vram
+        gpu = (await self._system.detect()).gpu  # whether there is one does not change from one moment to the next
+        on_gpu = getattr(self._diffusion, "may_use_gpu", True) and gpu.available and gpu.vram
         return Footprint(ram=0, vram=needed) if on_gpu else Footprint(ram=needed, vram=0)
 
     async def _room(self) -> _Room:

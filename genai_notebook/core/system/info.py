@@ -213,6 +213,10 @@ class SystemInfo:
             )
         return await self.find_model(model)
 
+    def threads(self) -> int:
+        """Threads for an engine on this machine's cores: some are left for everything else."""
+        return recommended_threads(self._probe.cpu().cores)
+
     def watch(self, pid: int | None, *, vram: int = 0) -> MemoryWatch:
         """Note, before a process ends, what it holds (blocks). `vram`: bytes it should hold on GPUs, where only the
         driver of another machine could tell.
@@ -252,7 +256,7 @@ class SystemInfo:
         return "RAM", needed, room.ram
 
     def _optimal(self, model: ModelInfo) -> dict[str, Any]:
-        threads = recommended_threads(self._probe.cpu().cores)
+        threads = self.threads()
         if model.type == "diffusion":
             return {"threads": threads}
         best = plan(model, self._room(), Wishes())
