@@ -22,10 +22,10 @@ from typing import Any
 
 from side_by_side import in_turns, line, verdict
 
+from genai_notebook.core.engines.sdcpp import job_request
 from genai_notebook.core.processes.registry import EngineRegistry
 from genai_notebook.core.runtime import Runtime
 from genai_notebook.core.schema import ImageGenerationConfig
-from genai_notebook.core.servers.sdcpp import job_request
 from tests.models import IMAGE_ID, ahome_with_models
 
 CONFIG = ImageGenerationConfig(prompt="a lighthouse", width=64, height=64, steps=4, cfg_scale=1, seed=1)

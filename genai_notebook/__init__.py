@@ -24,6 +24,8 @@ if TYPE_CHECKING:
         DiffusionServerInfo,
         DownloadConfig,
         DownloadJob,
+        EngineCandidate,
+        EngineProgress,
         FoundFile,
         FoundRepo,
         GenerationState,
@@ -99,6 +101,8 @@ __all__ = [
     "DownloadConfig",
     "DownloadError",
     "DownloadJob",
+    "EngineCandidate",
+    "EngineProgress",
     "FileSystemError",
     "FoundFile",
     "FoundRepo",
@@ -164,10 +168,11 @@ _MODULES = {
     "core.engines.manager": "BinaryManager",
     "core.models.manager": "ModelManager",
     "core.schema": """
-        CPUInfo DiffusionServerConfig DiffusionServerInfo DownloadConfig DownloadJob FoundFile FoundRepo GGUFMetadata
-        GPUInfo GenerationState ImageBatchResult ImageGenerationConfig ImageGenerationProgress ImageGenerationResult
-        LlamaServerConfig MemoryEstimate MemoryHolder MemoryInfo MemoryUse ModelInfo ModelSource PartConfig RunCheck
-        SavedLLMState ServerInfo SystemCapabilities SystemRecommendations""",
+        CPUInfo DiffusionServerConfig DiffusionServerInfo DownloadConfig DownloadJob EngineCandidate
+        EngineProgress FoundFile FoundRepo GGUFMetadata GPUInfo GenerationState ImageBatchResult
+        ImageGenerationConfig ImageGenerationProgress ImageGenerationResult LlamaServerConfig MemoryEstimate
+        MemoryHolder MemoryInfo MemoryUse ModelInfo ModelSource PartConfig RunCheck SavedLLMState ServerInfo
+        SystemCapabilities SystemRecommendations""",
     "core.servers.diffusion": "DiffusionServerManager",
     "core.servers.generations": "GenerationRegistry",
     "core.servers.llama": "LlamaServerManager",

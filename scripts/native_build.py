@@ -1,10 +1,11 @@
-"""Builds native engines from the sources in Python packages, into a cache of this machine; prints their folder.
+"""Builds native engines from the sources in Python packages, into a cache of this machine; prints their folders.
 
-Arguments: nothing (build what is missing), or `--where` (only say where it is, or would be). The cache is
+Arguments: nothing (build what is missing), or `--where` (only say where it is, or would be). One line each: the folder
+of llama.cpp's programs, then the one of stable-diffusion.cpp's. The cache is
 ``${XDG_CACHE_HOME:-~/.cache}/genai-notebook-native``; a build has a folder of its own, named by package, version and
 flags, in which it appears as a whole. Two runs at once build twice, and the second one's is thrown away.
 
-The source distribution is taken from the index that pip is set to, but not by pip, which would begin to build it.
+The source distributions are taken from the index that pip is set to, but not by pip, which would begin to build them.
 """
 
 from __future__ import annotations
@@ -29,7 +30,10 @@ from urllib.parse import unquote, urljoin, urlsplit, urlunsplit
 
 
 class Engine(NamedTuple):
-    """What to build: the source distribution and its SHA-256, the folder in it, cmake's flags and targets."""
+    """What to build: the source distribution and its SHA-256, the folder in it, cmake's flags and targets.
+
+    `minutes` is about what a build takes on two cores.
+    """
 
     package: str
     version: str
@@ -37,6 +41,7 @@ class Engine(NamedTuple):
     source: str
     flags: tuple[str, ...]
     targets: tuple[str, ...]
+    minutes: int
 
     @property
     def file(self) -> str:
@@ -60,17 +65,30 @@ LLAMA = Engine(
     flags=(*_COMMON, *_PROCESSOR, "-DLLAMA_CURL=OFF", "-DLLAMA_BUILD_TESTS=OFF", "-DLLAMA_BUILD_EXAMPLES=OFF",
            "-DGGML_RPC=ON"),
     targets=("llama-fit-params", "ggml-rpc-server", "llama-server"),
+    minutes=10,
 )  # fmt: skip
+SD = Engine(
+    package="stable-diffusion-cpp-python",
+    version="0.4.7",
+    sha256="998d1957260dd5ae4e18a8acc0c14b0a8757aaa9f96515197b6d5bbf46df9282",
+    source="vendor/stable-diffusion.cpp",
+    # The pages that sd-server would also show need pnpm and packages from the npm registry.
+    flags=(*_COMMON, *_PROCESSOR, "-DSD_BUILD_EXAMPLES=ON", "-DSD_SERVER_BUILD_FRONTEND=OFF"),
+    targets=("sd-cli", "sd-server"),
+    minutes=8,
+)
+ENGINES = (LLAMA, SD)
 
 
 def main(arguments: list[str]) -> int:
     if arguments not in ([], ["--where"]):
         print(__doc__, file=sys.stderr)
         return 2
-    folder = cache() / LLAMA.key
-    if not arguments and not complete(LLAMA, folder):
-        build(LLAMA, folder)
-    print(folder)
+    for engine in ENGINES:
+        folder = cache() / engine.key
+        if not arguments and not complete(engine, folder):
+            build(engine, folder)
+        print(folder, flush=True)
     return 0
 
 
@@ -100,7 +118,7 @@ def build(engine: Engine, folder: Path) -> None:
         fetch(engine, archive)
         unpack(archive, aside)
         source = aside / engine.file.removesuffix(".tar.gz") / engine.source
-        say(f"Building {', '.join(engine.targets)}. This takes some 10 minutes on two cores.")
+        say(f"Building {', '.join(engine.targets)}. This takes some {engine.minutes} minutes on two cores.")
         log = folder.parent / f"{engine.key}.log"
         with log.open("wb") as out:
             run(["cmake", "-S", str(source), "-B", str(aside / "build"), *engine.flags], out)

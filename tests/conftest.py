@@ -8,14 +8,20 @@ from pathlib import Path
 
 import pytest
 
+from genai_notebook.core.engines import releases
 from tests.processes import assert_none_left
+
+# No test fetches an engine from the internet: neither here nor in the processes that tests start.
+os.environ["GENAI_NOTEBOOK_MIRROR"] = "off"
+releases.GITHUB = "http://127.0.0.1:9"
+KEPT = ("GENAI_NOTEBOOK_TEST_CACHE", "GENAI_NOTEBOOK_MIRROR")
 
 
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """`GENAI_NOTEBOOK_HOME` in the test's own folder; none of our other variables leaks in from outside."""
     for name in list(os.environ):
-        if name.startswith("GENAI_NOTEBOOK_") and name != "GENAI_NOTEBOOK_TEST_CACHE":
+        if name.startswith("GENAI_NOTEBOOK_") and name not in KEPT:
             monkeypatch.delenv(name)
     path = tmp_path / "home"
     monkeypatch.setenv("GENAI_NOTEBOOK_HOME", str(path))

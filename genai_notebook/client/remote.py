@@ -36,7 +36,7 @@ class RemoteRuntime:
         self.version: str | None = None
         self.system_info = RemoteSystemInfo(self._connection)
         self.model_manager = RemoteModelManager(self._connection, self._live)
-        self.engine_manager = RemoteBinaryManager(self._connection)
+        self.engine_manager = RemoteBinaryManager(self._connection, self._live)
         self._llamas: dict[str, RemoteLlamaServerManager] = {}
         self.llama_server = self.get_llama_server("llama")
         self.diffusion_server = RemoteDiffusionServerManager("diffusion", self._connection, self._live)

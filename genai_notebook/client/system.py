@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import builtins
 import os
+from collections.abc import Callable
 from typing import Any, Literal
 
 import msgspec
 
+from genai_notebook.client.live import LiveState
 from genai_notebook.client.transport import Connection
+from genai_notebook.core.callbacks import deliver_here
 from genai_notebook.core.schema import (
     EngineCandidate,
+    EngineProgress,
     LlamaServerConfig,
     MemoryEstimate,
     MemoryInfo,
@@ -94,25 +98,47 @@ class RemoteSystemInfo:
 
 
 class RemoteBinaryManager:
-    """The server's engine programs."""
+    """The engine programs on the server's side."""
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Connection, live: LiveState) -> None:
         self._connection = connection
+        self._live = live
 
     async def list(self) -> list[EngineCandidate]:
+        """As the local one's."""
         reply = await self._connection.request("GET", "engines", timeout=120.0)
         return reply.part("engines", builtins.list[EngineCandidate])
 
     async def use(self, kind: Kind, name: str | None = None) -> EngineCandidate:
+        """As the local one's."""
         return await self._act("use", kind, name)
 
     async def test(self, kind: Kind, name: str | None = None) -> EngineCandidate:
+        """As the local one's."""
         return await self._act("test", kind, name)
 
-    async def install(self, kind: Kind, name: str | None = None) -> EngineCandidate:
-        return await self._act("install", kind, name)
+    async def install(
+        self, kind: Kind, name: str | None = None, *, on_progress: Callable[[EngineProgress], Any] | None = None
+    ) -> EngineCandidate:
+        """As the local one's; who stops waiting ends the installation on the server."""
+        if on_progress is None:
+            return await self._act("install", kind, name)
+        deliver = deliver_here(on_progress)
+        events = self._live.events("engines")
+
+        def report(news: dict[str, Any]) -> None:
+            progress = msgspec.convert(news, EngineProgress)
+            if progress.kind == kind:
+                deliver(progress)
+
+        events.on("binary-progress", report)
+        try:
+            return await self._act("install", kind, name)
+        finally:
+            events.off("binary-progress", report)
 
     async def remove(self, kind: Kind, name: str | None = None) -> EngineCandidate:
+        """As the local one's."""
         return await self._act("remove", kind, name)
 
     async def _act(self, action: str, kind: str, name: str | None) -> EngineCandidate:

@@ -10,11 +10,13 @@ from typing import Any
 
 import msgspec
 
+from genai_notebook.core.engines.engine import Kind
 from genai_notebook.core.engines.manager import BinaryManager
+from genai_notebook.core.engines.trial import Trial
 from genai_notebook.core.models.manager import ModelManager
 from genai_notebook.core.processes.launcher import GuardLauncher, Launcher
 from genai_notebook.core.processes.registry import EngineRegistry
-from genai_notebook.core.schema import DownloadJob
+from genai_notebook.core.schema import DiffusionServerConfig, DownloadJob
 from genai_notebook.core.servers.diffusion import DiffusionServerManager, Listen
 from genai_notebook.core.servers.llama import LlamaServerManager
 from genai_notebook.core.servers.manager import Parts, ServerManager
@@ -60,7 +62,8 @@ class Runtime:
         self.system_info = SystemInfo(self.settings, probe=probe)
         self.model_manager = ModelManager(self.settings, system=self.system_info, on_job=self._download_changed)
         self.system_info.find_model = self.model_manager.get_model_info
-        self.engine_manager = BinaryManager(self.settings)
+        self.engine_manager = BinaryManager(self.settings, system=self.system_info, notify=self._notify)
+        self.engine_manager.find_trial = self._find_trial
         self.diffusion_server = DiffusionServerManager(self._parts(), listen=listen)
         self._llamas: dict[str, LlamaServerManager] = {}
         self.llama_server = self.get_llama_server("llama")
@@ -133,6 +136,19 @@ class Runtime:
             notify=self._notify,
             owner=self.owner,
         )
+
+    async def _find_trial(self, kind: Kind) -> Trial | str:
+        """What engines can be tried with: the smallest model of their kind, if it fits into what is free."""
+        models = await self.model_manager.list_models("llm" if kind == "llama" else "diffusion")
+        if not models:
+            return f"no {'language' if kind == 'llama' else 'image'} model is installed"
+        model = min(models, key=lambda model: model.size)
+        check = await self.system_info.can_run_model(model)
+        if not check.possible:
+            return check.reason or f"{model.id} does not fit"
+        if kind == "llama":
+            return self.llama_server.trial_of(model)
+        return self.diffusion_server.trial(DiffusionServerConfig(model_id=model.id), model)
 
     async def _make_room(self) -> bool:
         return await self.orchestrator.before_llm()

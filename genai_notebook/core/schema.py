@@ -19,6 +19,7 @@ ModelType = Literal["llm", "diffusion"]
 SourceType = Literal["huggingface", "url", "pypi", "local"]
 GenerationStatus = Literal["pending", "in_progress", "complete", "error"]
 ImageStage = Literal["loading", "diffusion", "decoding"]
+EngineStage = Literal["queued", "downloading", "verifying", "unpacking", "testing", "done"]
 MetadataStrategy = Literal["local-remote", "local-only", "remote-only", "remote-local"]
 #: What a part of a split diffusion model is for.
 Role = Literal["diffusion_model", "clip_l", "clip_g", "t5xxl", "llm", "llm_vision", "vae"]
@@ -525,15 +526,36 @@ class SavedLLMState(Wire, frozen=True):
 
 
 class EngineCandidate(Wire, frozen=True):
-    """One engine that was looked at. `kind`: 'llama' or 'diffusion'; `state`: usable, missing, unsupported, failed."""
+    """One engine. `variant`: where it is from ('explicit', 'embedded', 'path'), or what a release's build computes on
+    ('cuda', 'rocm', 'vulkan', 'metal', 'cpu').
+
+    `state`: 'works' (it has computed with a model), 'usable' (it is here), 'available' (`install` fetches it),
+    'missing', 'unsupported' (not for this machine), 'failed'; `reason` says why. `gpu`: whether its last test used one.
+    `log`: the last lines of a test that failed.
+    """
 
     name: str
     kind: Literal["llama", "diffusion"]
-    state: Literal["usable", "missing", "unsupported", "failed"]
+    variant: str
+    state: Literal["works", "usable", "available", "missing", "unsupported", "failed"]
     version: str | None = None
     path: str | None = None
     reason: str | None = None
+    gpu: bool | None = None
     in_use: bool | None = None
+    log: list[str] | None = None
+
+
+class EngineProgress(Wire, frozen=True):
+    """How far an engine is on its way; `done` and `total` in bytes, where there are any ('unpacking' counts what comes
+    out). 'queued': another process installs it; 'done': its tests are over.
+    """
+
+    kind: Literal["llama", "diffusion"]
+    engine: str
+    stage: EngineStage
+    done: int | None = None
+    total: int | None = None
 
 
 class EngineRecord(Wire, frozen=True):

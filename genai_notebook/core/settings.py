@@ -16,6 +16,8 @@ from msgspec import Struct
 from genai_notebook.errors import FileSystemError, InvalidRequestError
 
 PREFIX = "GENAI_NOTEBOOK_"
+#: The mirror of who wants no engines downloaded.
+OFF = "off"
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?\s*", re.IGNORECASE)
 
 
@@ -27,7 +29,9 @@ class Settings(Struct, kw_only=True, frozen=True):
         memory_limit: bytes of RAM we may plan with, or None (GENAI_NOTEBOOK_MEMORY_LIMIT, e.g. ``8GiB``).
         vram_limit: bytes of VRAM we may plan with, or None (GENAI_NOTEBOOK_VRAM_LIMIT).
         llama_server: path of an own llama-server, or None (GENAI_NOTEBOOK_LLAMA_SERVER).
-        sd_server: path of an own sd-server, or None (GENAI_NOTEBOOK_SD_SERVER).
+        sd_server: path of an own sd-server or sd-cli, or None (GENAI_NOTEBOOK_SD_SERVER).
+        mirror: address that takes the place of https://github.com for engines, 'off' for no such downloads, or None
+            (GENAI_NOTEBOOK_MIRROR).
     """
 
     home: Path
@@ -35,6 +39,7 @@ class Settings(Struct, kw_only=True, frozen=True):
     vram_limit: int | None = None
     llama_server: Path | None = None
     sd_server: Path | None = None
+    mirror: str | None = None
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str] | None = None) -> Settings:
@@ -50,6 +55,7 @@ class Settings(Struct, kw_only=True, frozen=True):
             vram_limit=_size(env, "VRAM_LIMIT"),
             llama_server=_path(env, "LLAMA_SERVER"),
             sd_server=_path(env, "SD_SERVER"),
+            mirror=_mirror(env),
         )
 
     @property
@@ -128,3 +134,16 @@ def _size(env: Mapping[str, str], name: str) -> int | None:
 def _path(env: Mapping[str, str], name: str) -> Path | None:
     text = env.get(PREFIX + name)
     return Path(text).expanduser().absolute() if text else None
+
+
+def _mirror(env: Mapping[str, str]) -> str | None:
+    text = env.get(PREFIX + "MIRROR", "").strip()
+    if text.lower() in ("off", "none", "no", "0"):
+        return OFF
+    if text and not re.fullmatch(r"https?://[^\s\\]+", text):
+        raise InvalidRequestError(
+            f"{PREFIX}MIRROR={text!r} is not an http or https address.",
+            {"field": PREFIX + "MIRROR"},
+            hint="Give the address that stands for https://github.com, or 'off' for no downloads of engines.",
+        )
+    return text or None

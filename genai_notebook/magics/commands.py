@@ -8,7 +8,7 @@ from typing import Any
 
 from IPython.core.error import UsageError
 
-from genai_notebook.magics import download_commands, model_commands, server_commands, system_commands
+from genai_notebook.magics import download_commands, engine_commands, model_commands, server_commands, system_commands
 from genai_notebook.magics.arguments import HelpShown, Parser, add_into, split, suggest
 from genai_notebook.magics.shell import Interrupted, Shell
 
@@ -29,6 +29,7 @@ def parser() -> Parser:
     download_commands.add(subparsers)
     model_commands.add(subparsers)
     server_commands.add(subparsers)
+    engine_commands.add(subparsers)
     panel = subparsers.add_parser("panel", help="show a panel: servers, models and a prompt; or the machine's memory")
     panel.add_argument("what", nargs="?", choices=("servers", "system"), default="servers", help="default: servers")
     add_into(panel, "the panel")

@@ -1,10 +1,10 @@
-"""%genai start, stop, restart, status, logs, engines: the processes."""
+"""%genai start, stop, restart, status, logs: the processes."""
 
 from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
 from IPython.core.error import UsageError
@@ -74,10 +74,6 @@ def add(subparsers: Any) -> None:
     add_into(logs, "the lines")
     logs.set_defaults(run=show_logs)
 
-    engines = subparsers.add_parser("engines", help="list the engine programs that were looked at")
-    add_into(engines, "the list of engines")
-    engines.set_defaults(run=list_engines)
-
 
 # ---- start ----------------------------------------------------------------------------------------------------------
 
@@ -96,7 +92,7 @@ def start_server(shell: Shell, arguments: argparse.Namespace) -> ServerInfo:
     title = f"Starting {model.id}"
     began = time.monotonic()
     with shell.working(title) as live:
-        info, remark = run(ticking(lambda: _start(manager, model.id, options), _clock(title, live)))
+        info, remark = _Clock(title, live).wait(manager, lambda: _start(manager, model.id, options))
         took = views.duration(time.monotonic() - began)
         detail = " · ".join(part for part in (where(info), remark) if part)
         text = f"{model.id} is running, loaded in {took}."
@@ -173,10 +169,41 @@ def _start_options(arguments: argparse.Namespace, server: str) -> dict[str, Any]
     return options
 
 
-def _clock(title: str, live: Live) -> Callable[[], None]:
-    """Shows, at every call, how long it has been going on."""
-    began = time.monotonic()
-    return lambda: live.update(views.progress(title, None, views.duration(time.monotonic() - began)))
+class _Clock:
+    """Shows, at every call, how long it has been going on; and how far an engine is, while one is fetched or tested."""
+
+    def __init__(self, title: str, live: Live) -> None:
+        self._title = title
+        self._live = live
+        self._began = time.monotonic()
+        self._news: tuple[float | None, str] = (None, "")
+
+    def __call__(self) -> None:
+        fraction, words = self._news
+        took = views.duration(time.monotonic() - self._began)
+        self._live.update(views.progress(self._title, fraction, " · ".join(filter(None, (words, took)))))
+
+    def wait(self, manager: Any, work: Callable[[], Awaitable[Any]]) -> Any:
+        """The result of `work()`; the cell shows how far it is until then."""
+        from genai_notebook.client.bridge import run
+
+        async def listening() -> Any:
+            manager.on("binary-progress", self._heard)
+            try:
+                return await work()
+            finally:
+                manager.off("binary-progress", self._heard)
+
+        return run(ticking(listening, self))
+
+    def _heard(self, news: dict[str, Any]) -> None:
+        import msgspec
+
+        from genai_notebook.core.schema import EngineProgress
+        from genai_notebook.display.engines import progress_of
+
+        self._news = progress_of(msgspec.convert(news, EngineProgress))
+        self()
 
 
 # ---- stop, restart --------------------------------------------------------------------------------------------------
@@ -204,7 +231,6 @@ def _is_up(server: str) -> bool:
 
 
 def _each(shell: Shell, server: str, method: str, doing: str, done: str) -> None:
-    from genai_notebook.client.bridge import run
 
     names = [name for name in _chosen(server) if _is_up(name)]
     if not names:
@@ -217,11 +243,11 @@ def _each(shell: Shell, server: str, method: str, doing: str, done: str) -> None
         what = f"{'the ' * (name == 'llm')}{NAMES[name]}" + (f" ({model})" if model else "")
         title = f"{doing} {what}"
         with shell.working(title) as live:
-            run(ticking(getattr(manager, method), _clock(title, live)))
+            _Clock(title, live).wait(manager, getattr(manager, method))
             live.finish(views.note(f"{what[:1].upper()}{what[1:]} is {done}."))
 
 
-# ---- status, logs, engines ------------------------------------------------------------------------------------------
+# ---- status, logs ---------------------------------------------------------------------------------------------------
 
 
 def show_status(shell: Shell, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -250,22 +276,3 @@ def show_logs(shell: Shell, arguments: argparse.Namespace) -> list[str]:
     lines: list[str] = run(manager_of(arguments.server).get_logs(arguments.lines))
     print("\n".join(views.clean(line) for line in lines) or f"The log of the {NAMES[arguments.server]} is empty.")
     return lines
-
-
-def list_engines(shell: Shell, arguments: argparse.Namespace) -> list[Any]:
-    from genai_notebook.client.bridge import run
-    from genai_notebook.current import engine_manager
-
-    engines = run(engine_manager.list())
-    rows = [
-        (
-            engine.name,
-            NAMES["llm" if engine.kind == "llama" else "images"],
-            engine.state + (" (in use)" if engine.in_use else ""),
-            engine.version or "",
-            engine.reason or engine.path or "",
-        )
-        for engine in engines
-    ]
-    shell.emit(views.table(("Engine", "For", "State", "Version", "Details"), rows, empty="No engine was found."))
-    return list(engines)

@@ -28,11 +28,11 @@ class EnginesHandler(GenaiHandler):
 
 
 class EngineActionHandler(GenaiHandler):
-    """use, test, install, remove."""
+    """use, test, install, remove. A caller that goes away ends what it asked for."""
 
     @web.authenticated
     @authorized
     async def post(self, action: str) -> None:
         asked = self.body_as(EngineRequest)
         work: Any = getattr(self.runtime.engine_manager, action)
-        self.reply(await work(kind=asked.kind, name=asked.name))
+        self.reply(await self.while_connected(work(kind=asked.kind, name=asked.name)))

@@ -23,7 +23,7 @@ VARIABLES = {n.target.id: n for n in TREE.body if isinstance(n, ast.AnnAssign) a
 # Exported beside the contract: what it mentions in passing, and what this version needs to be honest.
 EXTRA = {
     *("LlamaServerConfig", "DiffusionServerConfig", "DownloadConfig", "PartConfig", "FoundRepo", "FoundFile"),
-    *("MemoryUse", "MemoryHolder"),
+    *("MemoryUse", "MemoryHolder", "EngineCandidate", "EngineProgress"),
     *("achat", "embed", "aembed", "NotYetError", "__version__"),
 }
 HANDLES = {

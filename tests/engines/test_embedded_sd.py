@@ -328,7 +328,20 @@ def test_version_help_and_types(tmp_path: Path) -> None:
 
 def test_every_setting_is_taken(tmp_path: Path) -> None:
     """All switches at once: each names a setting that this version of the wheel has, and the engine still paints."""
-    switches = ("--diffusion-fa", "--clip-on-cpu", "--vae-on-cpu", "--offload-to-cpu", "--vae-tiling", "--mmap", "--fa")
+    choices = "--rng cpu --sampler-rng std_default --prediction eps --type q8_0"
+    switches = (
+        *choices.split(),
+        "--tensor-type-rules",
+        r"^tae\.=f16",
+        "--taesd-preview-only",
+        "--diffusion-fa",
+        "--clip-on-cpu",
+        "--vae-on-cpu",
+        "--offload-to-cpu",
+        "--vae-tiling",
+        "--mmap",
+        "--fa",
+    )
     arguments = ("-m", str(check_diffusion_model()), "--listen-port", "0", "-t", "2", "--max-vram", "2.5", *switches)
     with Running(SD, *arguments, "-v", cwd=tmp_path) as engine:
         engine.ready()

@@ -14,7 +14,7 @@ from genai_notebook.client.remote import RemoteRuntime
 from genai_notebook.core.runtime import Runtime
 from genai_notebook.server.standalone import listen
 from tests.contract.waiting import until
-from tests.engines.test_real_contract import Real
+from tests.engines.real import Real
 from tests.jupyter import JupyterServer
 from tests.models import LLM_ID, ahome_with_models
 from tests.processes import alive, assert_none_left

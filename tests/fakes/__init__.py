@@ -10,18 +10,27 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from genai_notebook.core.engines.verdicts import Verdict, Verdicts, drivers_of, verdict_key
+from genai_notebook.core.schema import GPUInfo
+from genai_notebook.core.settings import Settings
+from genai_notebook.core.system.probe import MachineProbe
+
+VERSION = "9860"
 HERE = Path(__file__).parent
 SCRIPTS = {"llama": HERE / "fake_llama_server.py", "sd": HERE / "fake_sd_server.py"}
 
 
 class FakeEngine:
-    """An executable fake in a folder of the test's own."""
+    """An executable fake in a folder of the test's own.
 
-    def __init__(self, folder: Path, kind: Literal["llama", "sd"], **behaviour: Any) -> None:
+    In the home beside that folder it counts as proved: its tests have been passed, and a start makes them no more.
+    """
+
+    def __init__(self, folder: Path, kind: Literal["llama", "sd"], *, proved: bool = True, **behaviour: Any) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / f"fake-{kind}-server"
         self.control = folder / f"{kind}.json"
@@ -32,6 +41,16 @@ class FakeEngine:
         script = f"exec '{sys.executable}' -IS '{SCRIPTS[kind]}' '{self.control}' \"$@\"\n"
         self.path.write_text(f"#!/bin/sh\n{script}")
         self.path.chmod(0o755)
+        if proved:
+            self.prove(folder.parent / "home")
+
+    def prove(self, home: Path, gpus: Sequence[GPUInfo] | None = None) -> None:
+        """Write down below `home` that it has passed its tests, on a machine with these GPUs; default: this one's."""
+        if gpus is None:
+            gpus = MachineProbe(Settings(home=home)).gpus()
+        known = Verdicts(home / "cache")
+        key = verdict_key(known.identity_of(self.path), "explicit", None, drivers_of(gpus))
+        known.put(key, Verdict(version=VERSION, proved=True))
 
     def set(self, **behaviour: Any) -> None:
         """Change what the fake does; None takes a word back. Seen by a running fake within some 20 ms."""

@@ -246,16 +246,19 @@ class Engine:
         """Die when told so."""
         while True:
             if how := self.control.get("die"):
-                for line in self.control.get("die_log", []):
-                    say(line)
-                if name := how.get("signal"):
-                    number = getattr(signal, name)
-                    if number not in (signal.SIGKILL, signal.SIGSTOP):
-                        signal.pthread_sigmask(signal.SIG_UNBLOCK, [number])
-                    os.kill(os.getpid(), number)
-                else:
-                    os._exit(how["exit"])
+                self.die(how)
             time.sleep(0.02)
+
+    def die(self, how):
+        for line in self.control.get("die_log", []):
+            say(line)
+        if name := how.get("signal"):
+            number = getattr(signal, name)
+            if number not in (signal.SIGKILL, signal.SIGSTOP):
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, [number])
+            os.kill(os.getpid(), number)
+        else:
+            os._exit(how["exit"])
 
     def on_sigterm(self, *_args):
         self.control.note("sigterm")

@@ -7,6 +7,8 @@ Beside the words of `engine.py` the control file may hold:
     answer_seconds how long an answer that is not streamed takes; its slot is busy meanwhile
     most_context   a larger context than this does not fit: it ends as the real one does
     most_layers    so many layers fit into VRAM; with --fit on, or fewer, it loads
+    model_error    why the model cannot be loaded: it ends as the real one does
+    completion     what /completion does: "nothing" (no tokens), "hang", or {"signal": …} or {"exit": …} with `die_log`
 """
 
 import json
@@ -50,6 +52,8 @@ class FakeLlamaServer(Engine):
         return self.flag("--host", default="127.0.0.1"), int(self.flag("--port", default=8080))
 
     def load(self, host, port):
+        if reason := self.control.get("model_error"):
+            self.refuse_model(reason)
         most, context = self.control.get("most_context"), int(self.flag("-c", "--ctx-size", default=4096))
         layers, fitting = int(self.flag("-ngl", "--n-gpu-layers", default=-1)), self.control.get("most_layers")
         if most is not None and context > most:
@@ -62,6 +66,16 @@ class FakeLlamaServer(Engine):
             say(f"0.00.020.001 I load_tensors:        CUDA0 model buffer size = {layers * 2.0:8.2f} MiB")
             say("0.00.020.002 I load_tensors:   CPU_Mapped model buffer size =     8.00 MiB")
         super().load(host, port)
+
+    def refuse_model(self, reason):
+        path = self.flag("-m", "--model")
+        say(f"0.00.013.202 E llama_model_load: error loading model: {reason}")
+        say("0.00.013.203 E llama_model_load_from_file_impl: failed to load model")
+        say(f"0.00.013.204 E cmn  common_init_: failed to load model '{path}'")
+        say(f"0.00.013.205 E srv    load_model: failed to load model, '{path}'")
+        say("0.00.013.206 E srv  llama_server: exiting due to model loading error")
+        self.control.note("exit", code=1)
+        os._exit(1)
 
     def out_of_memory(self, device, size):
         say(f"0.00.020.000 E alloc_tensor_range: failed to allocate {device} buffer of size {size}")
@@ -101,6 +115,7 @@ class FakeLlamaServer(Engine):
             ("POST", "/v1/chat/completions"): self.chat,
             ("POST", "/completion"): self.completion,
             ("POST", "/v1/embeddings"): self.embeddings,
+            ("POST", "/embeddings"): self.vectors,
         }
         handler = routes.get((method, path))
         if handler is None:
@@ -136,8 +151,21 @@ class FakeLlamaServer(Engine):
     def embeddings(self, request):
         request.answer(200, {"object": "list", "data": [{"object": "embedding", "index": 0, "embedding": [0.5, -0.5]}]})
 
+    def vectors(self, request):
+        if not self.flag("--embedding", "--embeddings"):
+            return failure(request, 501, "This server does not support embeddings.", "not_supported_error")
+        return request.answer(200, [{"index": 0, "embedding": [[0.5, -0.5]]}])
+
     def completion(self, request):
-        request.answer(200, {"content": " ok", "tokens_predicted": 4, "stop": True})
+        how = self.control.get("completion")
+        while how == "hang":
+            time.sleep(0.02)
+        if how == "nothing":
+            return request.answer(200, {"content": "", "tokens_predicted": 0, "stop": True})
+        if how:
+            self.die(how)
+            time.sleep(60)  # not a word more
+        return request.answer(200, {"content": " ok", "tokens_predicted": 4, "stop": True})
 
     def chat(self, request):
         body = request.json_body()

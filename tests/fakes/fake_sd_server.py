@@ -6,6 +6,8 @@ Beside the words of `engine.py` the control file may hold:
     fail_job      text: jobs end as failed with it
     hang_job      jobs stay in "generating"
     no_result     jobs end as completed, with nothing in them
+    die_in_job    {"signal": …} or {"exit": …}: die in the middle of a job, after `die_log`
+    load_errors   lines to write instead of loading the model, before it ends as the real one does
     no_room_with  a pid: while that process lives, the model does not fit
     params        MB of VRAM and of RAM that the parameters are said to take
 """
@@ -60,6 +62,11 @@ class FakeSdServer(Engine):
         bar(269, 543, "281.98MB/s")
         bar(543, 543, "281.98MB/s")
         say("")
+        if lines := self.control.get("load_errors"):
+            for line in [*lines, "[ERROR] main.cpp:92   - new_sd_ctx_t failed"]:
+                say(line)
+            self.control.note("exit", code=1)
+            os._exit(1)
         if (other := self.control.get("no_room_with")) and os.path.exists(f"/proc/{other}"):
             say("[ERROR] ggml_extend.hpp:1900 - failed to allocate the params buffer")
             self.control.note("exit", code=1)
@@ -132,6 +139,9 @@ class FakeSdServer(Engine):
         width, height, seed = int(body.get("width", 512)), int(body.get("height", 512)), int(body.get("seed", 42))
         while self.control.get("hang_job"):
             time.sleep(0.02)
+        if how := self.control.get("die_in_job"):
+            self.die(how)
+            time.sleep(60)  # not a word more
         if message := self.control.get("fail_job"):
             say(f"[ERROR] stable-diffusion.cpp:3000 - {message}")
             public.update(status="failed", error={"code": "generation_failed", "message": message})

@@ -10,8 +10,8 @@ from typing import Any
 import psutil
 import pytest
 
+from genai_notebook.core.engines import session
 from genai_notebook.core.runtime import Runtime
-from genai_notebook.core.servers import session
 from genai_notebook.errors import GenaiNotebookError, ServerError
 from tests.contract.waiting import until
 from tests.fakes import eventually

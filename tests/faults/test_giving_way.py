@@ -74,6 +74,8 @@ class House:
     def __init__(self, folder: Path, machine: Machine) -> None:
         self.machine = machine
         self.llm_engine, self.sd_engine = FakeEngine(folder / "fakes", "llama"), FakeEngine(folder / "fakes", "sd")
+        for engine in (self.llm_engine, self.sd_engine):
+            engine.prove(folder / "home", machine.gpus())
         settings = Settings(home=folder / "home", llama_server=self.llm_engine.path, sd_server=self.sd_engine.path)
         self.runtime = Runtime(settings, listen=listen, probe=machine)
         self.llama, self.diffusion = self.runtime.llama_server, self.runtime.diffusion_server

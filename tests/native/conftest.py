@@ -1,4 +1,4 @@
-"""Tests against programs of llama.cpp that `scripts/native` builds. Without them they are skipped, which CI fails."""
+"""Tests against programs that `scripts/native` builds. Without them they are skipped, which CI fails."""
 
 from __future__ import annotations
 
@@ -19,10 +19,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def programs() -> Path:
-    """The folder of the native programs."""
-    folder = native_folder()
-    if not (folder / "llama-fit-params").exists():
-        pytest.skip("no native llama.cpp: run `sh scripts/native`")
+    """The folder of llama.cpp's programs."""
+    return _folder_of("llama-fit-params")
+
+
+@pytest.fixture(scope="session")
+def painters() -> Path:
+    """The folder of stable-diffusion.cpp's programs."""
+    return _folder_of("sd-server")
+
+
+def _folder_of(program: str) -> Path:
+    folder = native_folder(program)
+    if not (folder / program).exists():
+        pytest.skip(f"no native {program}: run `sh scripts/native`")
     return folder
 
 

@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -69,13 +70,21 @@ class Verdict(msgspec.Struct, frozen=True):
         return [(ours - theirs) / total for ours, theirs in zip(self.estimated, self.measured, strict=True)]
 
 
-def native_folder() -> Path:
-    """Where the native programs are, or would be; `GENAI_NOTEBOOK_NATIVE` names another folder."""
+def native_folder(program: str = "llama-fit-params") -> Path:
+    """The folder of a native program, or where it would be; `GENAI_NOTEBOOK_NATIVE` names other folders."""
+    folders = native_folders()
+    return next((folder for folder in folders if (folder / program).exists()), folders[0])
+
+
+@lru_cache
+def native_folders() -> list[Path]:
+    """Where native programs are, or would be: llama.cpp's first."""
     given = os.environ.get("GENAI_NOTEBOOK_NATIVE")
     if given:
-        return Path(given)
+        return [Path(folder) for folder in given.split(os.pathsep)]
     command = ["sh", str(_ROOT / "scripts" / "native"), "--where"]
-    return Path(subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout.strip())
+    shown = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+    return [Path(line) for line in shown.splitlines()]
 
 
 class Referee:

@@ -132,6 +132,7 @@ def environment(folder: Path, home: Path) -> dict[str, str]:
     """An environment in which nothing outside `folder` is read or written."""
     return {
         **{name: value for name, value in os.environ.items() if not name.startswith("GENAI_NOTEBOOK_")},
+        "GENAI_NOTEBOOK_MIRROR": "off",
         "GENAI_NOTEBOOK_HOME": str(home),
         "IPYTHONDIR": str(folder / "ipython"),
         "JUPYTER_CONFIG_DIR": str(folder / "config"),

@@ -21,6 +21,7 @@ STRUCTS = (
     *(schema.ModelInfo, schema.BrokenModel, schema.FoundRepo, schema.DownloadConfig, schema.DownloadJob),
     *(schema.ServerInfo, schema.DiffusionServerInfo, schema.LlamaServerConfig, schema.DiffusionServerConfig),
     *(schema.ImageGenerationConfig, schema.GenerationState, schema.SavedLLMState, schema.EngineCandidate),
+    schema.EngineProgress,
     *(CheckRequest, ConfigRequest, EstimateRequest, RegisterRequest, MetadataRequest, EngineRequest),
 )
 ERROR = {
@@ -35,17 +36,43 @@ ERROR = {
     },
 }
 
+SERVER = {"type": "string", "description": "llama, diffusion, a further LLM's name, or engines"}
+EVENTS: dict[str, Any] = {
+    "BinaryLogEvent": {
+        "type": "object",
+        "required": ["server", "message", "level"],
+        "properties": {
+            "server": SERVER,
+            "message": {"type": "string"},
+            "level": {"enum": ["debug", "info", "warn", "error"]},
+        },
+    },
+    "BinaryProgressEvent": {
+        "allOf": [
+            {"type": "object", "required": ["server"], "properties": {"server": SERVER}},
+            {"$ref": "#/components/schemas/EngineProgress"},
+        ]
+    },
+}
+
 
 def schemas() -> dict[str, Any]:
     """Schemas by name, as OpenAPI wants them."""
     _, components = msgspec.json.schema_components(STRUCTS, ref_template="#/components/schemas/{name}")
-    return {name: _terse(components[name]) for name in sorted(components)} | {"Error": ERROR}
+    return {name: _terse(components[name]) for name in sorted(components)} | {"Error": ERROR} | EVENTS
 
 
 def write() -> None:
     head, mark, _ = OPENAPI.read_text().partition(MARK)
-    body = yaml.safe_dump(schemas(), sort_keys=True, width=110, default_flow_style=None)
+    body = yaml.dump(schemas(), Dumper=_Plain, sort_keys=True, width=110, default_flow_style=None)
     OPENAPI.write_text(head + mark + "".join(f"    {line}\n" if line else "\n" for line in body.splitlines()))
+
+
+class _Plain(yaml.SafeDumper):
+    """Writes everything out, without anchors."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
 
 
 def _terse(value: Any) -> Any:

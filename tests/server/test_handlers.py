@@ -13,7 +13,6 @@ import pytest
 from genai_notebook._version import __version__
 from genai_notebook.core.schema import (
     DiffusionServerInfo,
-    EngineCandidate,
     MemoryEstimate,
     MemoryInfo,
     MemoryUse,
@@ -285,19 +284,6 @@ class TestServers:
         assert (await call("DELETE", "orchestrator/saved-state")).status == 204
 
 
-class TestEngines:
-    async def test_list(self, call: Call, fake_llama: FakeEngine) -> None:
-        engines = msgspec.convert((await call("GET", "engines")).json["engines"], list[EngineCandidate])
-        assert str(fake_llama.path) in [engine.path for engine in engines]
-
-    @pytest.mark.parametrize("action", ["use", "test", "install", "remove"])
-    async def test_the_rest_is_not_there_yet(self, call: Call, action: str) -> None:
-        answer = await call("POST", f"engines/{action}", {"kind": "llama"})
-        assert answer.status == 501
-        assert answer.error["code"] == "NOT_YET"
-        assert (await call("POST", f"engines/{action}", {"kind": "toaster"})).status == 400
-
-
 class TestImages:
     async def start(self, call: Call, models: Models) -> None:
         info = decoded(await call("POST", "diffusion/start", {"modelId": models.image}), DiffusionServerInfo)
@@ -384,6 +370,9 @@ POSTS = [
     "diffusion/start",
     "v1/images/generations",
     "engines/use",
+    "engines/test",
+    "engines/install",
+    "engines/remove",
 ]
 EMPTY_POSTS = [
     "llama/stop",

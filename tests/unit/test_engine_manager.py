@@ -1,4 +1,4 @@
-"""Which engine is taken, in which order, and what is said when there is none."""
+"""The user's own engine, the wheels and the PATH: which is taken, what is said when there is none, and the list."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ from typing import Any
 
 import pytest
 
-from genai_notebook.core.engines import check, manager
+from genai_notebook.core.engines import check, places, proof
 from genai_notebook.core.engines.check import CheckFailedError, check_runs, version_in
-from genai_notebook.core.engines.manager import BinaryManager, Engine
+from genai_notebook.core.engines.engine import Engine
+from genai_notebook.core.engines.manager import BinaryManager
 from genai_notebook.core.processes.environment import child_environment
-from genai_notebook.core.settings import Settings
-from genai_notebook.errors import BinaryError, InvalidRequestError, NotYetError
+from genai_notebook.core.schema import EngineCandidate
+from genai_notebook.core.settings import OFF, Settings
+from genai_notebook.errors import BinaryError, InvalidRequestError
 
 posix = pytest.mark.skipif(os.name != "posix", reason="other platform: needs shell scripts")
 
@@ -34,27 +36,39 @@ def runs(path: Path) -> int:
     return len(counter.read_text().splitlines()) if counter.exists() else 0
 
 
+def manager_of(settings: Settings) -> BinaryManager:
+    """One that knows no releases."""
+    return BinaryManager(settings, catalog=())
+
+
 def resolve(settings: Settings, kind: Any = "llama", **options: Any) -> Engine:
-    return asyncio.run(BinaryManager(settings).resolve(kind, **options))
+    return asyncio.run(manager_of(settings).resolve(kind, **options))
+
+
+def listed(engines: BinaryManager, kind: str = "llama") -> list[EngineCandidate]:
+    return [candidate for candidate in asyncio.run(engines.list()) if candidate.kind == kind]
 
 
 @pytest.fixture
-def settings(tmp_path: Path) -> Settings:
-    return Settings(home=tmp_path / "home")
+def settings(home: Path) -> Settings:
+    return Settings(home=home, mirror=OFF)
 
 
 @pytest.fixture
 def no_wheels(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(manager, "_is_there", lambda module: False)
+    monkeypatch.setattr(places, "is_there", lambda module: False)
 
 
 @pytest.fixture
 def empty_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A PATH of one folder (and the system's, for the scripts' own needs, hidden from the search)."""
+    """A PATH of one folder, which is empty."""
     folder = tmp_path / "bin"
     folder.mkdir()
     monkeypatch.setenv("PATH", str(folder))
     return folder
+
+
+# ---- wheels
 
 
 @pytest.mark.parametrize(("kind", "wheel"), [("llama", "xllamacpp"), ("diffusion", "cyllama")])
@@ -63,7 +77,8 @@ def test_the_wheels_are_found_without_being_imported(settings: Settings, kind: s
         "import asyncio, sys; from pathlib import Path\n"
         "from genai_notebook.core.engines.manager import BinaryManager\n"
         "from genai_notebook.core.settings import Settings\n"
-        f"engine = asyncio.run(BinaryManager(Settings(home=Path({str(settings.home)!r}))).resolve({kind!r}))\n"
+        f"settings = Settings(home=Path({str(settings.home)!r}), mirror='off')\n"
+        f"engine = asyncio.run(BinaryManager(settings).resolve({kind!r}))\n"
         "assert not {'xllamacpp', 'cyllama', 'PIL', 'numpy'} & set(sys.modules)\n"
         "print(engine.name)"
     )
@@ -77,10 +92,39 @@ def test_an_embedded_engine_runs_from_any_folder(settings: Settings, tmp_path: P
     engine = resolve(settings)
     assert engine.variant == "embedded"
     assert engine.argv[0] == sys.executable
+    assert engine.version
     environment = child_environment(engine.env)
     done = subprocess.run([*engine.argv, "--version"], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert engine.version in done.stdout
+
+
+def test_a_wheel_without_its_companions_is_missing(
+    settings: Settings, empty_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(places, "is_there", lambda module: module != "PIL")
+    with pytest.raises(BinaryError, match="not installed: pillow"):
+        resolve(settings, "diffusion")
+
+
+def test_a_wheel_whose_program_does_not_run_is_not_taken(
+    settings: Settings, empty_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(places._MODULES, "llama", "genai_notebook.there_is_no_such_module")
+    with pytest.raises(BinaryError, match="No module named"):
+        resolve(settings)
+
+
+def test_no_engine_is_no_verdict(settings: Settings, empty_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engines = manager_of(settings)
+    with monkeypatch.context() as patch:
+        patch.setattr(places, "is_there", lambda module: False)
+        with pytest.raises(BinaryError):
+            asyncio.run(engines.resolve("llama"))
+    assert asyncio.run(engines.resolve("llama")).variant == "embedded"  # as after a pip install
+
+
+# ---- the user's own
 
 
 @posix
@@ -90,9 +134,9 @@ def test_an_own_engine_comes_first(settings: Settings, tmp_path: Path) -> None:
     engine = resolve(
         Settings(home=settings.home, llama_server=own), on_log=lambda message, level: said.append((message, level))
     )
-    assert engine == Engine(
-        name="llama-server 9860 (explicit)", kind="llama", argv=[str(own)], version="9860", variant="explicit"
-    )
+    assert (engine.name, engine.version, engine.variant) == ("llama-server 9860 (explicit)", "9860", "explicit")
+    assert engine.argv == [str(own)]
+    assert engine.identity
     assert said == [("engine: llama-server 9860 (explicit)", "info")]
 
 
@@ -117,31 +161,61 @@ def test_an_own_engine_that_only_knows_help(settings: Settings, tmp_path: Path) 
 def test_a_broken_own_engine_is_an_error_and_never_skipped(
     settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: str | None, reason: str
 ) -> None:
-    monkeypatch.setattr(
-        manager, "check_runs", lambda *args, **options: check_runs(*args, **{**options, "seconds": 0.5})
-    )
+    def quickly(*args: Any, **options: Any) -> str:
+        return check_runs(*args, **{**options, "seconds": 0.5})
+
+    monkeypatch.setattr(proof, "check_runs", quickly)
     own = tmp_path / "llama-server"
     if body is not None:
         script(own, body)
     if body == "":
         own.chmod(0o644)
-        if os.access(own, os.X_OK):
-            pytest.skip("this user may execute anything")
     with pytest.raises(BinaryError, match="GENAI_NOTEBOOK_LLAMA_SERVER") as caught:
         resolve(Settings(home=settings.home, llama_server=own))
     assert reason in str(caught.value)
-    assert str(own) in str(caught.value)
     assert caught.value.details
-    assert caught.value.details["candidates"][0]["state"] == "failed"
-    assert caught.value.hint
-    assert "unset it" in caught.value.hint
+    assert caught.value.details["path"] == str(own)
+    assert [candidate["state"] for candidate in caught.value.details["candidates"]] == ["failed"]
+    assert "unset it" in (caught.value.hint or "")
 
 
 @posix
-def test_a_hanging_engine_is_ended_with_its_children(tmp_path: Path, no_process_left: None) -> None:
-    hanging = script(tmp_path / "hang", f"cd '{tmp_path}'; sleep 60 & sleep 60")
-    with pytest.raises(CheckFailedError, match="did not end"):
-        check_runs([str(hanging)], flags=("--version",), seconds=0.3)
+def test_a_broken_own_engine_works_once_it_is_mended(settings: Settings, tmp_path: Path) -> None:
+    own = script(tmp_path / "llama-server", "exit 1")
+    engines = manager_of(Settings(home=settings.home, llama_server=own))
+    for _ in range(2):
+        with pytest.raises(BinaryError):
+            asyncio.run(engines.resolve("llama"))
+    assert runs(own) == 2  # --version and --help, once
+    script(own, "echo version: 3")
+    assert asyncio.run(engines.resolve("llama")).version == "3"
+
+
+@posix
+def test_what_was_found_is_remembered_until_it_changes(settings: Settings, tmp_path: Path) -> None:
+    own = script(tmp_path / "llama-server", "echo version: 1")
+    engines = manager_of(Settings(home=settings.home, llama_server=own))
+    for _ in range(3):
+        assert asyncio.run(engines.resolve("llama")).version == "1"
+    assert runs(own) == 1
+    assert asyncio.run(engines.resolve("llama", force_validation=True)).version == "1"
+    assert runs(own) == 2
+    script(own, "echo version: 22")
+    assert asyncio.run(engines.resolve("llama")).version == "22"
+    own.unlink()
+    with pytest.raises(BinaryError):
+        asyncio.run(engines.resolve("llama"))
+
+
+@posix
+def test_the_next_process_does_not_run_it_again(settings: Settings, tmp_path: Path) -> None:
+    own = script(tmp_path / "llama-server", "echo version: 1")
+    for _ in range(2):
+        assert resolve(Settings(home=settings.home, llama_server=own)).version == "1"
+    assert runs(own) == 1
+
+
+# ---- the PATH, and nothing at all
 
 
 @posix
@@ -153,7 +227,7 @@ def test_the_path_comes_last(settings: Settings, no_wheels: None, empty_path: Pa
 
 
 @posix
-def test_what_lies_in_the_current_folder_is_not_on_the_path(
+def test_what_lies_in_the_current_folder_is_not_run(
     settings: Settings, no_wheels: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     planted = script(tmp_path / "here" / "llama-server", "echo version: 1")
@@ -182,75 +256,93 @@ def test_no_engine_at_all(settings: Settings, no_wheels: None, empty_path: Path,
     assert said == ["debug", "debug"]
 
 
-def test_a_wheel_without_its_companions_is_missing(
-    settings: Settings, empty_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(manager, "_is_there", lambda module: module != "PIL")
-    with pytest.raises(BinaryError, match="not installed: pillow"):
-        resolve(settings, "diffusion")
-
-
-def test_a_failure_is_not_remembered(settings: Settings, empty_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    engines = BinaryManager(settings)
-    with monkeypatch.context() as patch:
-        patch.setattr(manager, "_is_there", lambda module: False)
-        with pytest.raises(BinaryError):
-            asyncio.run(engines.resolve("llama"))
-    assert asyncio.run(engines.resolve("llama")).variant == "embedded"  # as after a pip install
-
-
-@posix
-def test_what_was_found_is_remembered_until_it_changes(settings: Settings, tmp_path: Path) -> None:
-    own = script(tmp_path / "llama-server", "echo version: 1")
-    engines = BinaryManager(Settings(home=settings.home, llama_server=own))
-    for _ in range(3):
-        assert asyncio.run(engines.resolve("llama")).version == "1"
-    assert runs(own) == 1
-    assert asyncio.run(engines.resolve("llama", force_validation=True)).version == "1"
-    assert runs(own) == 2
-    script(own, "echo version: 22")
-    assert asyncio.run(engines.resolve("llama")).version == "22"
-    own.unlink()
-    with pytest.raises(BinaryError):
-        asyncio.run(engines.resolve("llama"))
-
-
-def test_validation_runs_an_embedded_engine(
-    settings: Settings, empty_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(manager._MODULE, "llama", "genai_notebook.there_is_no_such_module")
-    assert resolve(settings).variant == "embedded"  # nothing is run unless asked
-    with pytest.raises(BinaryError, match="No module named"):
-        resolve(settings, force_validation=True)
+# ---- the list, and what is asked of one engine
 
 
 @posix
 def test_the_list(settings: Settings, empty_path: Path) -> None:
     script(empty_path / "llama-server", "echo version: 5")
-    candidates = asyncio.run(BinaryManager(settings).list())
-    llama = [candidate for candidate in candidates if candidate.kind == "llama"]
+    llama = listed(manager_of(settings))
     assert [(candidate.state, candidate.in_use) for candidate in llama] == [("usable", True), ("usable", None)]
-    assert llama[1].path == str(empty_path / "llama-server")
+    assert (llama[1].path, llama[1].version) == (str(empty_path / "llama-server"), "5")
     broken = Settings(home=settings.home, llama_server=empty_path / "missing")
-    llama = [candidate for candidate in asyncio.run(BinaryManager(broken).list()) if candidate.kind == "llama"]
-    assert [(candidate.state, candidate.in_use) for candidate in llama] == [
+    assert [(candidate.state, candidate.in_use) for candidate in listed(manager_of(broken))] == [
         ("failed", None),
         ("usable", None),
         ("usable", None),
     ]
 
 
-def test_kinds_and_what_comes_later(settings: Settings) -> None:
-    engines = BinaryManager(settings)
-    with pytest.raises(InvalidRequestError, match="kind: must be one of llama, diffusion"):
-        asyncio.run(engines.resolve("audio"))  # type: ignore[arg-type]
+@posix
+def test_the_list_runs_a_program_once(settings: Settings, empty_path: Path) -> None:
+    program = script(empty_path / "llama-server", "exit 3")
+    for _ in range(3):
+        entry = listed(manager_of(settings))[-1]
+        assert (entry.state, entry.reason) == ("failed", "--help ended with exit code 3")
+    assert runs(program) == 2
+
+
+@posix
+def test_a_test_without_a_model_says_why_no_more_was_tried(settings: Settings, tmp_path: Path) -> None:
+    own = script(tmp_path / "llama-server", "echo version: 1")
+    engines = manager_of(Settings(home=settings.home, llama_server=own))
+    for number in (1, 2):
+        tested = asyncio.run(engines.test("llama"))
+        assert (tested.state, tested.variant) == ("usable", "explicit")
+        assert "no model is at hand" in (tested.reason or "")
+        assert runs(own) >= number
+    script(own, "echo no; exit 4")
+    tested = asyncio.run(engines.test("llama", "explicit"))
+    assert (tested.state, tested.reason) == ("failed", "--help ended with exit code 4: no")
+
+
+def test_what_is_not_here_is_not_tested(settings: Settings, no_wheels: None, empty_path: Path) -> None:
+    engines = manager_of(settings)
+    with pytest.raises(InvalidRequestError, match="not here: not installed: xllamacpp"):
+        asyncio.run(engines.test("llama", "embedded"))
+    with pytest.raises(BinaryError, match=r"No llama\.cpp engine is in use"):
+        asyncio.run(engines.test("llama"))
+
+
+@pytest.mark.parametrize("name", ["cuda", "../x", "", "llama.cpp b1 (cpu)", "x" * 300])
+def test_an_engine_that_there_is_not(settings: Settings, name: str) -> None:
+    engines = manager_of(settings)
     for action in (engines.use, engines.test, engines.install, engines.remove):
-        with pytest.raises(NotYetError):
-            asyncio.run(action(kind="llama", name="cuda"))
+        with pytest.raises(InvalidRequestError, match=r"there is no llama\.cpp engine") as caught:
+            asyncio.run(action("llama", name))
+        assert (caught.value.details or {})["valid"] == ["embedded", "path"]
+
+
+def test_only_builds_are_installed_and_removed(settings: Settings) -> None:
+    engines = manager_of(settings)
+    with pytest.raises(InvalidRequestError, match="nothing to install") as caught:
+        asyncio.run(engines.install("llama", "embedded"))
+    assert caught.value.hint == "pip install genai-notebook[embedded]"
+    with pytest.raises(InvalidRequestError, match="no installed build"):
+        asyncio.run(engines.remove("llama", "embedded"))
+    with pytest.raises(BinaryError, match="no release for this machine"):
+        asyncio.run(engines.install("llama"))
+
+
+def test_kinds(settings: Settings) -> None:
+    engines = manager_of(settings)
+    for action in (engines.resolve, engines.use, engines.test, engines.install, engines.remove):
+        with pytest.raises(InvalidRequestError, match="kind: must be one of llama, diffusion"):
+            asyncio.run(action("audio"))  # type: ignore[arg-type]
 
 
 def test_one_instance_for_a_process() -> None:
     assert BinaryManager.get_instance() is BinaryManager.get_instance()
+
+
+# ---- the first check
+
+
+@posix
+def test_a_hanging_engine_is_ended_with_its_children(tmp_path: Path, no_process_left: None) -> None:
+    hanging = script(tmp_path / "hang", f"cd '{tmp_path}'; sleep 60 & sleep 60")
+    with pytest.raises(CheckFailedError, match="did not end"):
+        check_runs([str(hanging)], flags=("--version",), seconds=0.3)
 
 
 def test_secrets_do_not_reach_an_engine_under_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -263,6 +355,7 @@ def test_secrets_do_not_reach_an_engine_under_check(tmp_path: Path, monkeypatch:
     ("output", "version"),
     [
         ("version: 9860 (abc1234)\nbuilt with gcc", "9860"),
+        ("version: 0.6.0-dev (build 0, commit unknown)\nbuilt with GNU 12.2.0 for Linux x86_64", "0.6.0-dev"),
         ("stable-diffusion.cpp version master-782-b290693, commit b290693", "master-782-b290693"),
         ("version: 2026.10.11549 (xllamacpp, Python 3.11.7)", "2026.10.11549"),
         ("License GPLv3+: GNU GPL version 3 or later", None),

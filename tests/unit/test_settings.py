@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from genai_notebook.core.settings import Settings, parse_size, private_folder
+from genai_notebook.core.settings import OFF, Settings, parse_size, private_folder
 from genai_notebook.errors import FileSystemError, InvalidRequestError
 
 
@@ -95,6 +95,46 @@ def test_sizes(text: str, size: int | None) -> None:
 def test_any_text_is_a_size_or_none(text: str) -> None:
     size = parse_size(text)
     assert size is None or size >= 0
+
+
+@pytest.mark.parametrize(
+    ("text", "mirror"),
+    [
+        ("https://mirror.example/github", "https://mirror.example/github"),
+        ("http://127.0.0.1:8000", "http://127.0.0.1:8000"),
+        (" https://mirror.example/ ", "https://mirror.example/"),
+        ("off", OFF),
+        (" OFF ", OFF),
+        ("none", OFF),
+        ("No", OFF),
+        ("0", OFF),
+        ("", None),
+        ("  ", None),
+    ],
+)
+def test_a_mirror_for_engines(tmp_path: Path, text: str, mirror: str | None) -> None:
+    environ = {"GENAI_NOTEBOOK_HOME": str(tmp_path), "GENAI_NOTEBOOK_MIRROR": text}
+    assert Settings.from_environment(environ).mirror == mirror
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "mirror.example",
+        "ftp://mirror.example",
+        "file:///mirror",
+        "https://",
+        "https://a b",
+        "https://a\\b",
+        "yes",
+        "on",
+    ],
+)
+def test_a_mirror_that_is_no_address_is_refused_by_name(tmp_path: Path, text: str) -> None:
+    with pytest.raises(InvalidRequestError, match="GENAI_NOTEBOOK_MIRROR") as caught:
+        Settings.from_environment({"GENAI_NOTEBOOK_HOME": str(tmp_path), "GENAI_NOTEBOOK_MIRROR": text})
+    assert caught.value.details == {"field": "GENAI_NOTEBOOK_MIRROR"}
+    assert "'off'" in (caught.value.hint or "")
 
 
 def mode(path: Path) -> int:

@@ -109,6 +109,12 @@ class Work:
         part._report = report
         return part
 
+    def phases(self, phase: Callable[[Any], None]) -> Work:
+        """The same work, for a part of it whose phases go to `phase`."""
+        part = copy.copy(self)
+        part._phase = phase
+        return part
+
     def report(self, downloaded: int, total: int | None) -> None:
         if self._report is not None:
             self._report(downloaded, total)

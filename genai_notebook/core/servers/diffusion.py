@@ -14,7 +14,11 @@ from typing import Any, Literal, Protocol
 import msgspec
 
 from genai_notebook.core.callbacks import deliver_here
-from genai_notebook.core.engines.manager import Engine
+from genai_notebook.core.engines.engine import Engine
+from genai_notebook.core.engines.load_report import Footprint, LoadReport
+from genai_notebook.core.engines.session import EngineSession, stop_quietly
+from genai_notebook.core.engines.trial import READY as READY_PATHS
+from genai_notebook.core.engines.trial import Trial
 from genai_notebook.core.processes.ports import LOOPBACK, free_port, require_free
 from genai_notebook.core.schema import (
     DiffusionServerConfig,
@@ -29,16 +33,14 @@ from genai_notebook.core.servers.footprints import Footprints, footprint_key
 from genai_notebook.core.servers.generations import GenerationRegistry
 from genai_notebook.core.servers.idle import IdleClock
 from genai_notebook.core.servers.jobs import ImageJob
-from genai_notebook.core.servers.load_report import Footprint, LoadReport
 from genai_notebook.core.servers.manager import Parts, ServerManager, insufficient
 from genai_notebook.core.servers.progress import Calibration
-from genai_notebook.core.servers.sd_flags import arguments, asks_for_debug, check, memory_flags
-from genai_notebook.core.servers.session import EngineSession, stop_quietly
+from genai_notebook.core.servers.sd_flags import arguments, asks_for_debug, check, memory_flags, trial_arguments
 from genai_notebook.core.utilities import now_iso
 from genai_notebook.core.validation import from_call, from_keywords
 from genai_notebook.errors import InvalidRequestError, ServerError
 
-READY = "/sdcpp/v1/capabilities"
+READY = READY_PATHS["diffusion"]
 DEFAULT_PORT = 8081
 #: Seconds without an image after which the resident engine gives its memory back.
 IDLE_LIMIT = 300.0
@@ -173,15 +175,31 @@ class DiffusionServerManager(ServerManager[DiffusionServerInfo]):
             needs = await self._parts.system.estimate_memory(model)
             total = self._parts.system.get_memory_info().total
             raise insufficient(model, "RAM", needs.ram or needs.vram, total, "Use a smaller or more quantized model.")
-        self._engine = await self._parts.engines.resolve(
-            "diffusion", force_validation=config.force_validation, on_log=self._binary_log
-        )
+        # Tried at once where there is room for the model right now, else by the first image, when there is.
+        fits = (await self._parts.system.can_run_model(model)).possible
+        trial = self.trial(config, model) if fits and not self._session else None
+        self._engine = await self._find_engine("diffusion", trial, force=config.force_validation)
         self._model = model
         self._listener = await self._open_port(config, key)
         self._port = self._listener.port if self._listener else None
         self._started_at = now_iso()
         self._change("running", "ok")
         return self.get_info()
+
+    def trial(self, config: DiffusionServerConfig, model: ModelInfo) -> Trial:
+        """What an engine has to show with `model`, before it is used with this configuration."""
+
+        def session(engine: Engine, port: int, on_line: Callable[[str, bool], None]) -> EngineSession:
+            return self._open_session(engine, port, on_line, model=model)
+
+        threads = config.threads or self._parts.system.threads()
+        return Trial(
+            kind="diffusion",
+            model_id=model.id,
+            size=model.size,
+            session=session,
+            flags=lambda port: trial_arguments(config, model, port, threads),
+        )
 
     async def _open_port(self, config: DiffusionServerConfig, key: str | None) -> Listener | None:
         if config.port is None and (self.mounted_url or self._listen is None):
@@ -368,26 +386,16 @@ class DiffusionServerManager(ServerManager[DiffusionServerInfo]):
 
     async def _load(self, job: ImageJob) -> EngineSession:
         """The engine with the model in memory: the resident one, or a new one."""
-        config, model, engine = self._config, self._model, self._engine
+        config, model = self._config, self._model
         assert config is not None
         assert model is not None
-        assert engine is not None
         self._line_listener = job.begin(self._calibration, loaded=self._session is not None)
         if self._session is not None:
             return self._session
+        self._engine = await self._find_engine("diffusion", self.trial(config, model))
         self._report = LoadReport()
-        session = EngineSession(
-            self._name,
-            engine,
-            port=free_port(),
-            api_key=None,
-            model_id=model.id,
-            owner=self._parts.owner,
-            settings=self._parts.settings,
-            launcher=self._parts.launcher,
-            log=self._log,
-            on_line=self._on_line,
-            keep_debug=asks_for_debug(config),
+        session = self._open_session(
+            self._engine, free_port(), self._on_line, model=model, keep_debug=asks_for_debug(config)
         )
         try:
             threads = config.threads or self._parts.system.threads()

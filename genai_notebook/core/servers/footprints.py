@@ -13,8 +13,8 @@ from pathlib import Path
 
 import msgspec
 
+from genai_notebook.core.engines.load_report import Footprint
 from genai_notebook.core.schema import ModelInfo
-from genai_notebook.core.servers.load_report import Footprint
 from genai_notebook.core.settings import private_folder
 from genai_notebook.errors import FileSystemError
 

@@ -11,6 +11,8 @@ from typing import Any
 
 import msgspec
 
+from genai_notebook.core.engines import sdcpp
+from genai_notebook.core.engines.session import EngineSession
 from genai_notebook.core.processes.launcher import Exit
 from genai_notebook.core.schema import (
     GeneratedImage,
@@ -20,10 +22,8 @@ from genai_notebook.core.schema import (
     ImageGenerationConfig,
     ImageGenerationResult,
 )
-from genai_notebook.core.servers import sdcpp
 from genai_notebook.core.servers.generations import GenerationRegistry
 from genai_notebook.core.servers.progress import Calibration, ProgressTracker
-from genai_notebook.core.servers.session import EngineSession
 from genai_notebook.errors import GenaiNotebookError, ServerError
 
 log = logging.getLogger("genai_notebook")

@@ -7,19 +7,27 @@ import secrets
 from collections.abc import Awaitable, Callable
 from typing import Any, Literal
 
-from genai_notebook.core.engines.manager import Engine
+from genai_notebook.core.engines.engine import Engine
+from genai_notebook.core.engines.load_report import Footprint, LoadReport
+from genai_notebook.core.engines.session import EngineSession, stop_quietly
+from genai_notebook.core.engines.trial import READY, Trial
 from genai_notebook.core.processes.ports import LOOPBACK, free_port, require_free
 from genai_notebook.core.schema import LlamaServerConfig, ModelInfo, ServerInfo
-from genai_notebook.core.servers.llama_flags import arguments, asks_for_debug, check, environment_of
-from genai_notebook.core.servers.load_report import Footprint, LoadReport
+from genai_notebook.core.servers.llama_flags import (
+    arguments,
+    asks_for_debug,
+    can_write,
+    check,
+    environment_of,
+    trial_arguments,
+)
 from genai_notebook.core.servers.manager import Parts, ServerManager, insufficient
 from genai_notebook.core.servers.resolved import Resolved, as_loaded, in_words, made_smaller, resolved_by
-from genai_notebook.core.servers.session import EngineSession, stop_quietly
 from genai_notebook.core.system.plan import Wishes
 from genai_notebook.core.validation import from_call
 from genai_notebook.errors import InsufficientResourcesError, ServerError
 
-HEALTH = "/health"
+HEALTH = READY["llama"]
 #: Seconds that an LLM gets for finishing its answers before it steps aside, and between looks at its slots.
 DRAIN_LIMIT, DRAIN_POLL = 60.0, 0.25
 
@@ -215,11 +223,14 @@ class LlamaServerManager(ServerManager[ServerInfo]):
 
     async def _start(self, config: LlamaServerConfig, last: Resolved | None) -> ServerInfo:
         model = await self._find_model(config.model_id, "llm")
-        engine = await self._parts.engines.resolve(
-            "llama", force_validation=config.force_validation, on_log=self._binary_log
-        )
+        engine = await self._find_engine("llama", None, force=config.force_validation)
         resolved = last or await self._resolve(config, model, engine)
         require_free(resolved.port)
+        # Only now is there room for the model that the engine is tried with.
+        proved = await self._find_engine("llama", self.trial(resolved, model), force=config.force_validation)
+        if (proved.gpu is False) != (engine.gpu is False) and last is None:
+            resolved = await self._resolve(config, model, proved)
+        engine = proved
         try:
             return await self._load(resolved, model, engine)
         except InsufficientResourcesError:
@@ -230,6 +241,27 @@ class LlamaServerManager(ServerManager[ServerInfo]):
         again = smaller or resolved
         self._log.append("warn", f"out of memory ({self._report.out_of_memory}); trying once more, {in_words(again)}")
         return await self._load(again, model, engine)
+
+    def trial(self, resolved: Resolved, model: ModelInfo) -> Trial:
+        """What an engine has to show with `model`, before it is used with these settings."""
+
+        def session(engine: Engine, port: int, on_line: Callable[[str, bool], None]) -> EngineSession:
+            return self._open_session(engine, port, on_line, model=model, api_key=resolved.api_key)
+
+        return Trial(
+            kind="llama",
+            model_id=model.id,
+            size=model.size,
+            session=session,
+            flags=lambda port: trial_arguments(resolved, model, port),
+            env=environment_of(resolved),
+            writes=can_write(model),
+        )
+
+    def trial_of(self, model: ModelInfo) -> Trial:
+        """As `trial`, with the settings that are the default."""
+        config = LlamaServerConfig(model_id=model.id)
+        return self.trial(Resolved(config, config, 0, secrets.token_urlsafe(24)), model)
 
     async def _load(self, resolved: Resolved, model: ModelInfo, engine: Engine) -> ServerInfo:
         """One process, until it serves the model.
@@ -242,17 +274,12 @@ class LlamaServerManager(ServerManager[ServerInfo]):
         self._report = report = LoadReport()
         if resolved.api_key:
             self._log.hide(resolved.api_key)
-        session = EngineSession(
-            self._name,
+        session = self._open_session(
             engine,
-            port=resolved.port,
+            resolved.port,
+            report.feed,
+            model=model,
             api_key=resolved.api_key,
-            model_id=model.id,
-            owner=self._parts.owner,
-            settings=self._parts.settings,
-            launcher=self._parts.launcher,
-            log=self._log,
-            on_line=report.feed,
             keep_debug=asks_for_debug(resolved.config),
         )
         try:

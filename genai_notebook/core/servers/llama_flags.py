@@ -6,8 +6,11 @@ from genai_notebook.core.processes.ports import LOOPBACK
 from genai_notebook.core.schema import LlamaServerConfig, ModelInfo
 from genai_notebook.core.servers.manager import refuse_flags
 from genai_notebook.core.servers.resolved import Resolved
+from genai_notebook.core.system.estimates.shape import writes
 
 _VERBOSE = frozenset({"-v", "--verbose", "--log-verbose", "-lv", "--verbosity", "--log-verbosity"})
+#: Tokens of context that an engine is tried with.
+TRIAL_CONTEXT = 512
 #: Flags whose values are the manager's business: a second one would open another door.
 _OURS = frozenset(
     """-m --model --host --port --api-key --api-key-file -a --alias --ssl-key-file --ssl-cert-file --path --api-prefix
@@ -18,16 +21,11 @@ _OURS = frozenset(
 def arguments(resolved: Resolved, model: ModelInfo) -> list[str]:
     """llama-server's flags for a resolved configuration."""
     config = resolved.config
-    flags = ["--model", model.path, "--alias", model.id, "--host", LOOPBACK, "--port", str(resolved.port)]
+    flags = _where(model, resolved.port)
     flags += ["--ctx-size", str(config.context_size), "--parallel", str(config.parallel_requests), "--kv-unified"]
     if not resolved.fit:  # always said, 0 included: newer builds default to "auto"
         flags += ["--n-gpu-layers", str(config.gpu_layers or 0)]
-    flags += ["--flash-attn", _flash_attention(config)]
-    if config.threads:
-        flags += ["--threads", str(config.threads)]
-    for flag, kind in (("--cache-type-k", config.cache_type_k), ("--cache-type-v", config.cache_type_v)):
-        if kind not in (None, "f16"):
-            flags += [flag, str(kind)]
+    flags += _memory_flags(config)
     # The numbers are ours: the engine's own fitting would load everything twice, and its prompt cache would take up to
     # 8 GiB of RAM that no estimate counts.
     flags += ["--fit", "on" if resolved.fit else "off", "--cache-ram", "0"]
@@ -37,6 +35,35 @@ def arguments(resolved: Resolved, model: ModelInfo) -> list[str]:
     if model.supports_reasoning:
         flags += ["--jinja", "--reasoning-format", "deepseek"]
     return flags + config.extra_args
+
+
+def trial_arguments(resolved: Resolved, model: ModelInfo, port: int) -> list[str]:
+    """Those for trying an engine: one layer on the GPU, a small context, and the same choices about memory. Without the
+    caller's further flags: a wrong one would speak against the engine.
+    """
+    flags = [*_where(model, port), "--ctx-size", str(TRIAL_CONTEXT), "--parallel", "1", "--n-gpu-layers", "1"]
+    flags += [*_memory_flags(resolved.config), "--fit", "off", "--cache-ram", "0", "--verbosity", "4"]
+    return flags if can_write(model) else [*flags, "--embeddings"]
+
+
+def can_write(model: ModelInfo) -> bool:
+    """Whether a model writes; others only make vectors of what they read."""
+    metadata = model.gguf_metadata
+    return metadata is None or writes(metadata.architecture)
+
+
+def _where(model: ModelInfo, port: int) -> list[str]:
+    return ["--model", model.path, "--alias", model.id, "--host", LOOPBACK, "--port", str(port)]
+
+
+def _memory_flags(config: LlamaServerConfig) -> list[str]:
+    flags = ["--flash-attn", _flash_attention(config)]
+    if config.threads:
+        flags += ["--threads", str(config.threads)]
+    for flag, kind in (("--cache-type-k", config.cache_type_k), ("--cache-type-v", config.cache_type_v)):
+        if kind not in (None, "f16"):
+            flags += [flag, str(kind)]
+    return flags
 
 
 def _flash_attention(config: LlamaServerConfig) -> str:

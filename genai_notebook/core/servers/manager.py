@@ -12,13 +12,15 @@ from typing import Any, Generic, TypeVar
 import msgspec
 
 from genai_notebook.core.callbacks import Callback
+from genai_notebook.core.engines.engine import Engine, Kind
 from genai_notebook.core.engines.manager import BinaryManager
+from genai_notebook.core.engines.session import EngineSession
+from genai_notebook.core.engines.trial import Trial
 from genai_notebook.core.events import Events
 from genai_notebook.core.models.manager import ModelManager
 from genai_notebook.core.processes.launcher import GuardLauncher, Launcher
 from genai_notebook.core.processes.logs import ServerLog, parse_line
-from genai_notebook.core.schema import HealthStatus, ModelInfo, ModelType, ServerInfo, ServerStatus
-from genai_notebook.core.servers.session import EngineSession
+from genai_notebook.core.schema import EngineProgress, HealthStatus, ModelInfo, ModelType, ServerInfo, ServerStatus
 from genai_notebook.core.settings import Settings
 from genai_notebook.core.system.info import SystemInfo
 from genai_notebook.core.utilities import format_bytes
@@ -259,11 +261,53 @@ class ServerManager(Generic[Info]):
             raise ModelNotFoundError(model_id, hint=f"{model_id} is in the store, but it is {kind}.")
         return model
 
+    # ---- engines ----
+
+    async def _find_engine(self, kind: Kind, trial: Trial | None, *, force: bool = False) -> Engine:
+        """The engine to use, telling the listeners what happens on the way; errors as `BinaryManager.resolve`."""
+        return await self._parts.engines.resolve(
+            kind,
+            trial=trial,
+            force_validation=force,
+            on_log=self._binary_log,
+            on_progress=self._binary_progress,
+        )
+
+    def _open_session(
+        self,
+        engine: Engine,
+        port: int,
+        on_line: Callable[[str, bool], None],
+        *,
+        model: ModelInfo,
+        api_key: str | None = None,
+        keep_debug: bool = False,
+    ) -> EngineSession:
+        """The session for one run of an engine; nothing is started yet."""
+        return EngineSession(
+            self._name,
+            engine,
+            port=port,
+            api_key=api_key,
+            model_id=model.id,
+            owner=self._parts.owner,
+            settings=self._parts.settings,
+            launcher=self._parts.launcher,
+            log=self._log,
+            on_line=on_line,
+            keep_debug=keep_debug,
+        )
+
     def _binary_log(self, message: str, level: str = "info") -> None:
         """Tell what happens while an engine is looked for, fetched and tested."""
         self._log.append(level, message)
         self._events.emit("binary-log", {"message": message, "level": level})
         self._parts.notify("binary-log", {"server": self._name, "message": message, "level": level})
+
+    def _binary_progress(self, news: EngineProgress) -> None:
+        data = msgspec.to_builtins(news)
+        self._events.emit("binary-progress", data)
+        self._parts.notify("binary-progress", {"server": self._name, **data})
 
     # ---- supervision ----
 

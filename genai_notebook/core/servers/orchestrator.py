@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from genai_notebook.core.engines.load_report import Footprint
 from genai_notebook.core.schema import (
     ImageBatchResult,
     ImageGenerationResult,
     SavedLLMState,
     ServerInfo,
 )
-from genai_notebook.core.servers.load_report import Footprint
 from genai_notebook.core.servers.manager import insufficient
 from genai_notebook.core.system.estimate import DRIVER_CONTEXT, SIZE_FACTOR
 from genai_notebook.core.utilities import now_ms

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import msgspec
 
+from genai_notebook.core.engines.load_report import LoadReport
 from genai_notebook.core.schema import LlamaServerConfig
-from genai_notebook.core.servers.load_report import LoadReport
 from genai_notebook.core.system.plan import SMALLEST_CONTEXT, Plan
 
 

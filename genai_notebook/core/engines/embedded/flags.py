@@ -6,6 +6,7 @@ argparse would guess (abbreviations, `-cx` as `-c x`, exit code 2). Here a flag 
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple, NoReturn
@@ -140,3 +141,45 @@ def text(value: str) -> str:
     if not value:
         raise ValueError("must not be empty")
     return value
+
+
+def positive(value: str) -> float:
+    """A finite number above 0."""
+    found = float(number(0)(value))
+    if not found:
+        raise ValueError("must be more than 0")
+    return found
+
+
+def numbers(low: float) -> Convert:
+    """Numbers of at least `low`, separated by commas or slashes."""
+    one = number(low)
+    return lambda text: [one(part) for part in text.replace("/", ",").split(",")]
+
+
+def words(known: Sequence[str]) -> Convert:
+    """Some of `known`, separated by commas."""
+    one = choice(known)
+    return lambda text: [one(part) for part in text.split(",")]
+
+
+def scaled(value: str) -> list[tuple[str, float]]:
+    """`FILE:SCALE,…` as pairs."""
+    pairs = []
+    for part in value.split(","):
+        name, colon, scale = part.rpartition(":")
+        if not colon or not name:
+            raise ValueError("must be FILE:SCALE, or several of them with commas between")
+        pairs.append((name, float(number(-1000)(scale))))
+    return pairs
+
+
+def json_object(value: str) -> dict[str, Any]:
+    """A JSON object."""
+    try:
+        found = json.loads(value)
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise ValueError("must be a JSON object")
+    return found

@@ -12,18 +12,34 @@ import json
 import os
 import re
 import socket
+from collections.abc import Iterable
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler
 from socketserver import TCPServer, ThreadingMixIn
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 from genai_notebook.core.engines.embedded.sd_jobs import JobBoard, QueueFullError
-from genai_notebook.core.engines.embedded.sd_painter import Painter
-from genai_notebook.core.engines.embedded.sd_requests import RequestError, read_request
+from genai_notebook.core.engines.embedded.sd_requests import ImageRequest, RequestError, read_request
 
 MAX_BODY = 64 << 20
 _JOB = re.compile(r"/sdcpp/v1/jobs/([A-Za-z0-9_-]{1,80})(/cancel)?")
+
+
+class Paints(Protocol):
+    """What is asked about a request before it is queued; samplers and schedulers by the names that requests use."""
+
+    @property
+    def samplers(self) -> Iterable[str]: ...
+
+    @property
+    def schedulers(self) -> Iterable[str]: ...
+
+    def check_images(self, request: ImageRequest) -> None:
+        """Raises:
+        RequestError: one of its pictures is none.
+        """
+        ...
 
 
 class JobServer(ThreadingMixIn, TCPServer):
@@ -36,7 +52,7 @@ class JobServer(ThreadingMixIn, TCPServer):
     def __init__(self, host: str, port: int) -> None:
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
         super().__init__((host, port), JobHandler, bind_and_activate=False)
-        self.painter: Painter
+        self.painter: Paints
         self.board: JobBoard
         self.capabilities: bytes
         self.loopback_only = _is_loopback(host)
@@ -51,7 +67,7 @@ class JobServer(ThreadingMixIn, TCPServer):
         """The port it got."""
         return int(self.server_address[1])
 
-    def open_for(self, painter: Painter, board: JobBoard, capabilities: dict[str, Any]) -> None:
+    def open_for(self, painter: Paints, board: JobBoard, capabilities: dict[str, Any]) -> None:
         """Begin to answer."""
         self.painter, self.board = painter, board
         self.capabilities = json.dumps(capabilities).encode()
@@ -107,7 +123,8 @@ class JobHandler(BaseHTTPRequestHandler):
             return
         painter = self.server.painter
         try:
-            request = read_request(body, list(painter.samplers), list(painter.schedulers))
+            modes = getattr(painter, "preview_modes", ("none",))
+            request = read_request(body, list(painter.samplers), list(painter.schedulers), modes)
             painter.check_images(request)
             job = self.server.board.submit(request)
         except RequestError as error:

@@ -40,6 +40,7 @@ class Job:
     ended: float = 0.0
     painted: Painted | None = None
     error: dict[str, str] | None = None
+    preview: dict[str, Any] | None = None
 
     def size(self) -> int:
         return sum(map(len, self.painted.images)) if self.painted else 0
@@ -64,6 +65,7 @@ class JobBoard:
         self._queue: deque[Job] = deque()
         self._jobs: OrderedDict[str, Job] = OrderedDict()
         self._gone: deque[str] = deque(maxlen=256)
+        self._current: Job | None = None
         threading.Thread(target=self._work, name="painter", daemon=True).start()
 
     @property
@@ -85,6 +87,17 @@ class JobBoard:
             self._queue.append(job)
             self._changed.notify()
             return job
+
+    def show_preview(self, step: int, image: str) -> None:
+        """Keep a preview of the running job, in place of an earlier one, until the job ends.
+
+        Args:
+            step: the step it was seen at, from 1.
+            image: a small PNG as base64.
+        """
+        with self._changed:
+            if self._current is not None and self._current.status == "generating":
+                self._current.preview = {"step": step, "b64_json": image}
 
     def describe(self, id: str) -> dict[str, Any] | None:
         """The job as sd-server's API shows it, or None where there is none (any more)."""
@@ -122,7 +135,7 @@ class JobBoard:
             with self._changed:
                 while not self._queue:
                     self._changed.wait()
-                job = self._queue.popleft()
+                job = self._current = self._queue.popleft()
                 job.status = "generating"
                 job.started = int(time.time())
                 request = job.request
@@ -143,7 +156,7 @@ class JobBoard:
         job.completed = int(time.time())
         job.ended = time.monotonic()
         job.painted = painted
-        job.request = None  # an init image may be large
+        job.request = job.preview = None  # an init image may be large
         if status == "cancelled":
             job.error = {"code": "cancelled", "message": "job cancelled by client"}
         elif status == "failed":
@@ -181,6 +194,7 @@ class JobBoard:
             "created": job.created,
             "started": job.started,
             "completed": job.completed,
+            "preview": job.preview,
             "queue_position": self._queue.index(job) + 1 if job.status == "queued" else 0,
             "result": result,
             "error": job.error,

@@ -12,6 +12,7 @@ from typing import Any
 
 from genai_notebook.core.engines.embedded.flags import FlagError
 from genai_notebook.core.engines.embedded.sd_jobs import Painted
+from genai_notebook.core.engines.embedded.sd_preview import Previews, Show
 from genai_notebook.core.engines.embedded.sd_requests import MAX_SIDE, ImageRequest, RequestError, image_bytes
 
 # Where newer versions say in one setting what older ones have a switch for.
@@ -43,6 +44,10 @@ class Painter:
         self.schedulers = _names(engine.Scheduler, engine.scheduler_name)
         if "discrete" in self.schedulers:
             self.schedulers["normal"] = self.schedulers["discrete"]
+        self._previews = Previews(engine, lambda words: say(f"[WARN ] sd_preview.py  - {words}\n"))
+        self.preview_modes = self._previews.modes
+        #: Where previews go; None: nowhere.
+        self.show_preview: Show | None = None
         self._model = os.path.basename(options.get("model_path") or options.get("diffusion_model_path") or "")
         self._context = engine.SDContext(_context_params(engine, options))
 
@@ -70,7 +75,9 @@ class Painter:
         """Make the pictures of a request. Blocks; the engine runs without Python's lock."""
         # Drawn here, where it can be reported; and not the engine's fixed default.
         seed = request.seed if request.seed >= 0 else secrets.randbelow(2**31)
-        pictures = self._context.generate_with_params(self._params(request, seed))
+        params = self._params(request, seed)
+        with self._previews.during(request.preview, request.preview_interval, self.show_preview):
+            pictures = self._context.generate_with_params(params)
         if not pictures:
             raise RuntimeError("the engine returned no picture")
         seeds = [seed + index for index in range(len(pictures))]
@@ -205,7 +212,7 @@ def _context_params(engine: Any, options: dict[str, Any]) -> Any:
         if hasattr(params, name):
             setattr(params, name, value)
     for name, value in options.items():
-        if hasattr(params, name):
+        if hasattr(type(params), name):  # to read a value may be an error: some defaults are none of their enum
             setattr(params, name, value)
         elif hasattr(params, "params_backend") and name in _PLACEMENTS:
             attribute, place = _PLACEMENTS[name]

@@ -28,7 +28,6 @@ _ABSENT = (
     "ref_images",
     "ip_adapter_image",
     "cache_mode",
-    "preview",
     "qwen_image_layers",
 )
 _NOTHING = ("disabled", "none")
@@ -44,7 +43,6 @@ _IGNORED = frozenset(
         "increase_ref_index",
         "ref_image_args",
         "image_preprocess",
-        "preview_interval",
     }
 )
 _PLACE = re.compile(r" - at `\$\.?([^`]*)`$")
@@ -84,7 +82,10 @@ class Tiling(Struct):
 
 
 class ImageRequest(Struct, forbid_unknown_fields=True):
-    """One job. A negative seed means: draw one. Images are base64 or a data URL."""
+    """One job. A negative seed means: draw one. Images are base64 or a data URL.
+
+    `preview` names how previews are made; there is one every `preview_interval` steps.
+    """
 
     prompt: Prompt
     negative_prompt: Prompt = ""
@@ -100,11 +101,21 @@ class ImageRequest(Struct, forbid_unknown_fields=True):
     output_format: Literal["png", "jpeg", "webp"] = "png"
     output_compression: Annotated[int, Meta(ge=0, le=100)] = 100
     vae_tiling_params: Tiling | None = None
+    preview: str = "none"
+    preview_interval: Annotated[int, Meta(ge=1, le=1000)] = 1
     sample_params: SampleParams = msgspec.field(default_factory=SampleParams)
 
 
-def read_request(body: bytes, samplers: Sequence[str], schedulers: Sequence[str]) -> ImageRequest:
+def read_request(
+    body: bytes, samplers: Sequence[str], schedulers: Sequence[str], previews: Sequence[str] = ("none",)
+) -> ImageRequest:
     """Decode and check a body.
+
+    Args:
+        body: JSON.
+        samplers: sample methods that may be named.
+        schedulers: schedulers that may be named.
+        previews: preview modes that may be named.
 
     Raises:
         RequestError: no JSON, an unknown field, or a wrong value; it names the field.
@@ -120,7 +131,7 @@ def read_request(body: bytes, samplers: Sequence[str], schedulers: Sequence[str]
         request = msgspec.convert(value, ImageRequest)
     except msgspec.ValidationError as error:
         raise _explain(str(error)) from None
-    _check(request, samplers, schedulers)
+    _check(request, samplers, schedulers, previews)
     return request
 
 
@@ -150,13 +161,18 @@ def _drop_absent(value: dict[str, Any]) -> None:
                 raise RequestError(name, "this engine does not do that")
     for name in _IGNORED:
         value.pop(name, None)
+    if not value.get("preview") or value["preview"] == "disabled":
+        value.pop("preview", None)
+    if value.get("preview_interval", 1) is None:
+        del value["preview_interval"]
 
 
-def _check(request: ImageRequest, samplers: Sequence[str], schedulers: Sequence[str]) -> None:
+def _check(request: ImageRequest, samplers: Sequence[str], schedulers: Sequence[str], previews: Sequence[str]) -> None:
     params = request.sample_params
     for field, word, known in (
         ("sample_params.sample_method", params.sample_method, samplers),
         ("sample_params.scheduler", params.scheduler, schedulers),
+        ("preview", request.preview, previews),
     ):
         if word is not None and word not in known:
             raise RequestError(field, f"there is no {word!r}; known are " + ", ".join(known))

@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 from genai_notebook.core.engines.embedded.flags import (
     Flag,
     FlagError,
+    choice,
     help_text,
     integer,
     number,
@@ -29,6 +30,22 @@ from genai_notebook.core.engines.embedded.flags import (
 
 PROGRAM = "python -m genai_notebook.core.engines.embedded.sd_server"
 ABOUT = "stable-diffusion.cpp's job server, from the Python package cyllama."
+
+# What the flag calls it: what the wheel's enum does.
+_RNG = {"std_default": "STD_DEFAULT", "cuda": "CUDA", "cpu": "CPU"}
+_PREDICTIONS = {
+    "eps": "EPS",
+    "v": "V",
+    "edm_v": "EDM_V",
+    "sd3_flow": "FLOW",
+    "flux_flow": "FLUX_FLOW",
+    "flux2_flow": "FLUX2_FLOW",
+}
+_ENUMS = {
+    "RNG": ("rng_type", "RngType"),
+    "SAMPLER_RNG": ("sampler_rng_type", "RngType"),
+    "PREDICTION": ("prediction", "Prediction"),
+}
 
 # Keys in capitals are ours; the others are attributes of cyllama's SDContextParams.
 FLAGS: tuple[Flag, ...] = (
@@ -58,19 +75,32 @@ FLAGS: tuple[Flag, ...] = (
     Flag(("--clip-on-cpu",), "keep_clip_on_cpu", help="text encoders stay in RAM"),
     Flag(("--vae-on-cpu",), "keep_vae_on_cpu", help="the autoencoder stays in RAM"),
     Flag(("--offload-to-cpu",), "offload_params_to_cpu", help="weights rest in RAM, and move to VRAM when needed"),
+    Flag(("--taesd-preview-only",), "tae_preview_only", help="the tiny autoencoder only makes previews"),
     Flag(("--vae-tiling",), "TILING", help="decode in tiles: less memory"),
     Flag(("--max-vram",), "max_vram", number(0), help="VRAM to use at most, in GiB (0: no limit)"),
     Flag(("--mmap",), "enable_mmap", help="map the file into memory"),
 )
+# Not for a program in front of sd-cli: older names, and words that are turned into values of the wheel.
+WHEEL_FLAGS: tuple[Flag, ...] = (
+    Flag(("--qwen2vl",), "llm_path", text, help="an older name of --llm"),
+    Flag(("--qwen2vl_vision",), "llm_vision_path", text, help="an older name of --llm_vision"),
+    Flag(("--tensor-type-rules",), "tensor_type_rules", text, help="weight types of some tensors, e.g. ^vae\\.=f16"),
+    Flag(("--rng",), "RNG", choice(_RNG), help="source of noise: " + ", ".join(_RNG)),
+    Flag(("--sampler-rng",), "SAMPLER_RNG", choice(_RNG), help="that of the samplers (default: as --rng)"),
+    Flag(
+        ("--prediction",), "PREDICTION", choice(_PREDICTIONS), help=", ".join(_PREDICTIONS) + " (default: the model's)"
+    ),
+)
+ALL_FLAGS = FLAGS + WHEEL_FLAGS
 _FILES = tuple(flag.key for flag in FLAGS if flag.key.endswith("_path"))
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Serve until SIGTERM or SIGINT."""
     try:
-        options = parse(FLAGS, sys.argv[1:] if argv is None else argv)
+        options = parse(ALL_FLAGS, sys.argv[1:] if argv is None else argv)
         if options.get("HELP"):
-            print(help_text(PROGRAM, ABOUT, FLAGS))
+            print(help_text(PROGRAM, ABOUT, ALL_FLAGS))
             sys.exit(0)
         if options.get("VERSION"):
             import PIL.Image  # noqa: F401 - part of the engine: it encodes the pictures
@@ -99,12 +129,13 @@ def _check_whole(options: dict[str, Any]) -> None:
             try:
                 check_whole(options[key])
             except (CutShortError, OSError) as error:
-                _fail(f"{error}")
+                _fail(f"new_sd_ctx_t failed: {error}")
 
 
 def _serve(options: dict[str, Any]) -> NoReturn:
     import PIL.Image  # noqa: F401 - a missing wheel is said now, not after the first picture
 
+    from genai_notebook.core.engines.embedded.sd_capabilities import capabilities
     from genai_notebook.core.engines.embedded.sd_http import JobServer
     from genai_notebook.core.engines.embedded.sd_jobs import JobBoard
     from genai_notebook.core.engines.embedded.sd_painter import Painter, log_to_stdout, say, wait_politely
@@ -118,22 +149,27 @@ def _serve(options: dict[str, Any]) -> NoReturn:
     _check_whole(options)
     wait_politely()
     log_to_stdout(bool(options.get("VERBOSE")))
-    settings = {key: value for key, value in options.items() if not key.isupper()}
-    if settings.get("n_threads", -1) < 1:
-        settings.pop("n_threads", None)
-    if "TYPE" in options:
-        settings["wtype"] = _weight_type(options["TYPE"])
+    settings = _settings(options)
     try:
         # Until this returns no Python code runs: SIGTERM has its default action, which ends the process at once.
         painter = Painter(settings, vae_tiling=bool(options.get("TILING")))
-    except RuntimeError as error:
-        _fail(f"new_sd_ctx_t failed: {error}")
+    except (RuntimeError, ValueError, OSError) as error:
+        # Of what the wheel says only the first sentence is about this model; then it lists all that ever goes wrong.
+        _fail(f"new_sd_ctx_t failed: '{_model_path(options)}': {str(error).partition('. ')[0]}")
     # The engine has no way to stop in the middle of a picture: the process goes, and the system takes back all it has.
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
     signal.signal(signal.SIGINT, lambda *_: os._exit(0))
     board = JobBoard(painter.paint, painter.cancel if painter.can_cancel else None)
+    painter.show_preview = board.show_preview
+    told = capabilities(
+        _model_path(options),
+        painter.samplers,
+        painter.schedulers,
+        cancel_generating=board.can_cancel_running,
+        previews=painter.preview_modes,
+    )
     try:
-        server.open_for(painter, board, _capabilities(options, painter, board))
+        server.open_for(painter, board, told)
     except OSError as error:
         _fail(f"couldn't bind {host}:{port}: {error.strerror or error}")
     shown = f"[{host}]" if ":" in host else host
@@ -149,6 +185,28 @@ def _fail(message: str) -> NoReturn:
     sys.exit(1)
 
 
+def _model_path(options: dict[str, Any]) -> str:
+    return str(options.get("model_path") or options["diffusion_model_path"])
+
+
+def _settings(options: dict[str, Any]) -> dict[str, Any]:
+    """Values for the attributes of SDContextParams."""
+    import cyllama.sd as engine
+
+    settings = {key: value for key, value in options.items() if not key.isupper()}
+    if settings.get("n_threads", -1) < 1:
+        settings.pop("n_threads", None)
+    if "TYPE" in options:
+        settings["wtype"] = _weight_type(options["TYPE"])
+    for key, (attribute, enum) in _ENUMS.items():
+        if key in options:
+            member = getattr(getattr(engine, enum), options[key], None)
+            if member is None:
+                raise FlagError(f"this version of cyllama does not know {options[key]} ({enum})")
+            settings[attribute] = member
+    return settings
+
+
 def _weight_type(name: str) -> Any:
     from genai_notebook.core.engines.embedded.sd_painter import type_names
 
@@ -156,49 +214,6 @@ def _weight_type(name: str) -> Any:
     if name.lower() not in known:
         raise FlagError(f"--type: invalid value {name!r}: must be one of " + ", ".join(known))
     return known[name.lower()]
-
-
-def _capabilities(options: dict[str, Any], painter: Any, board: Any) -> dict[str, Any]:
-    from genai_notebook.core.engines.embedded import sd_jobs, sd_requests
-
-    path = options.get("model_path") or options["diffusion_model_path"]
-    name = os.path.basename(path)
-    features = {
-        "init_image": True,
-        "mask_image": True,
-        "control_image": False,
-        "ip_adapter_image": False,
-        "ref_images": False,
-        "lora": False,
-        "vae_tiling": True,
-        "hires": False,
-        "cache": False,
-        "cancel_queued": True,
-        "cancel_generating": board.can_cancel_running,
-        "preview": False,
-    }
-    return {
-        "model": {"name": name, "stem": os.path.splitext(name)[0], "path": path},
-        "current_mode": "img_gen",
-        "supported_modes": ["img_gen"],
-        "features": features,
-        "features_by_mode": {"img_gen": features},
-        "output_formats": ["png", "jpeg", "webp"],
-        "output_formats_by_mode": {"img_gen": ["png", "jpeg", "webp"]},
-        "limits": {
-            "min_width": sd_requests.MIN_SIDE,
-            "max_width": sd_requests.MAX_SIDE,
-            "min_height": sd_requests.MIN_SIDE,
-            "max_height": sd_requests.MAX_SIDE,
-            "max_batch_count": sd_requests.MAX_BATCH,
-            "max_queue_size": sd_jobs.MAX_PENDING,
-        },
-        "samplers": list(painter.samplers),
-        "schedulers": list(painter.schedulers),
-        "loras": [],
-        "upscalers": [],
-        "preview_modes": ["none"],
-    }
 
 
 if __name__ == "__main__":

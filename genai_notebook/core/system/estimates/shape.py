@@ -58,6 +58,11 @@ _WITHOUT_CACHE = {
 _UNGATED = {"bloom", "codeshell", "falcon", "gpt2", "gptneox", "mpt", "nemotron", "phi2", "starcoder", "starcoder2"}
 
 
+def writes(architecture: str | None) -> bool:
+    """Whether models of an architecture write token after token; others only make vectors of what they read."""
+    return architecture not in _WITHOUT_CACHE
+
+
 class Layer(Struct, frozen=True):
     """One layer's memory of the past: KV heads (0: no attention, or another layer's cache), and a recurrent state."""
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
-from genai_notebook.core.engines.manager import Engine
+from genai_notebook.core.engines.engine import Engine
 from genai_notebook.core.processes.environment import child_environment
 from genai_notebook.core.processes.launcher import EngineProcess, Exit, Launcher, LaunchSpec
 from genai_notebook.core.processes.logs import ServerLog
@@ -40,7 +40,7 @@ class EngineSession:
 
     Args:
         server: the manager's name ('llama', 'diffusion', …), for logs and the registry.
-        engine: what `BinaryManager.resolve` found.
+        engine: the program.
         port: the loopback port it was told to listen on.
         api_key: the key our requests carry, or None.
         on_line: called on the loop with each line of output and whether it is a progress bar.
@@ -138,6 +138,20 @@ class EngineSession:
             await asyncio.wait({self.exit}, timeout=POLL)
         raise self.ended("while it was starting")
 
+    async def has_ended(self) -> bool:
+        """Whether the process has ended; one that is just dying closes its connections a moment before that shows."""
+        assert self.exit is not None
+        await asyncio.wait({self.exit}, timeout=1.0)
+        return self.exit.done()
+
+    def lost_its_port(self) -> bool:
+        """Whether somebody else had taken the port when the engine wanted it."""
+        return any("couldn't bind" in line for line in self._log.tail())
+
+    def log_tail(self) -> list[str]:
+        """The last lines it printed."""
+        return self._log.tail()
+
     async def healthy(self, path: str, timeout: float = 3.0) -> bool:
         """Whether `path` answers 2xx within `timeout` seconds."""
         return await self._answers(path, timeout)
@@ -211,7 +225,7 @@ class EngineSession:
     def ended(self, when: str) -> ServerError:
         """The error for an engine that ended by itself, with how and its last words."""
         result = self.exit.result() if self.exit and self.exit.done() else Exit()
-        if any("couldn't bind" in line for line in self._log.tail()):
+        if self.lost_its_port():
             return self.error(f"Port {self.port} was taken in the moment {self.engine.name} wanted it.", result)
         return self.error(f"{self.engine.name} {result.describe()} {when}.", result)
 
