@@ -41,6 +41,9 @@ WIND_DOWN = 4.0
 class RemoteServerManager(Generic[Info]):
     """The base of both. `name` as in the Runtime: llama, diffusion, or a further LLM's."""
 
+    #: Known where the server is only.
+    is_fetching = False
+
     def __init__(self, name: str, connection: Connection, live: LiveState) -> None:
         self._name = name
         self._path = path_of(name)

@@ -140,10 +140,22 @@ def _mirror(env: Mapping[str, str]) -> str | None:
     text = env.get(PREFIX + "MIRROR", "").strip()
     if text.lower() in ("off", "none", "no", "0"):
         return OFF
-    if text and not re.fullmatch(r"https?://[^\s\\]+", text):
+    if text and not _is_address(text):
+        shown = re.sub(r"(?is)^(https?:/*)?.*@", r"\1…@", text)  # it may hold a password
         raise InvalidRequestError(
-            f"{PREFIX}MIRROR={text!r} is not an http or https address.",
+            f"{PREFIX}MIRROR={shown!r} is not an http or https address.",
             {"field": PREFIX + "MIRROR"},
             hint="Give the address that stands for https://github.com, or 'off' for no downloads of engines.",
         )
     return text or None
+
+
+def _is_address(text: str) -> bool:
+    from urllib.parse import urlsplit
+
+    try:
+        parts = urlsplit(text)
+        parts.port  # noqa: B018 - raises on a port that is none
+    except ValueError:
+        return False
+    return parts.scheme in ("http", "https") and bool(parts.hostname) and not re.search(r"[\s\\]", text)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import time
+from typing import TYPE_CHECKING, Any
 
 from genai_notebook.display import views
+from genai_notebook.display.live import Live
 
 if TYPE_CHECKING:
     from genai_notebook.core.schema import EngineCandidate, EngineProgress
@@ -60,3 +62,27 @@ def with_log(bundle: views.Bundle, engine: EngineCandidate) -> views.Bundle:
             f'<pre style="{_LOG}">{body}</pre></details>'
         ),
     }
+
+
+class Meter:
+    """Shows, at every call, how long something has been going on; and how far an engine is that it waits for."""
+
+    def __init__(self, title: str, live: Live) -> None:
+        self._title = title
+        self._live = live
+        self._began = time.monotonic()
+        self._news: tuple[float | None, str] = (None, "")
+
+    def __call__(self) -> None:
+        fraction, words = self._news
+        took = views.duration(time.monotonic() - self._began)
+        self._live.update(views.progress(self._title, fraction, " · ".join(filter(None, (words, took)))))
+
+    def hear(self, news: dict[str, Any]) -> None:
+        """What an event `binary-progress` tells."""
+        import msgspec
+
+        from genai_notebook.core.schema import EngineProgress
+
+        self._news = progress_of(msgspec.convert(news, EngineProgress))
+        self()

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import time
 from typing import TYPE_CHECKING, Any
 
 from IPython.core.error import UsageError
 
 from genai_notebook.display import views
-from genai_notebook.display.engines import progress_of, state_of, with_log
-from genai_notebook.display.live import Live, ticking
+from genai_notebook.display.engines import Meter, state_of, with_log
+from genai_notebook.display.live import ticking
 from genai_notebook.magics.arguments import add_into
 from genai_notebook.magics.shell import Shell
 
@@ -95,44 +94,22 @@ def _act(shell: Shell, action: str, kind: str, name: str | None) -> EngineCandid
     runtime = current().runtime
     title = f"{_DOING[action]} the engine for {_TITLES[kind]}" + (f" ({name})" if name else "")
     with shell.working(title) as live:
-        meter = _Meter(title, kind, live)
-        engine: EngineCandidate = run(ticking(lambda: meter.measure(runtime, action, name), meter))
+        meter = Meter(title, live)
+        engine: EngineCandidate = run(ticking(lambda: _carry_out(runtime, meter, action, kind, name), meter))
         live.finish(_outcome(action, name, engine))
     return engine
 
 
-class _Meter:
-    """Shows how far an engine of one kind is on its way, and, at every call, how long that has been going on."""
+async def _carry_out(runtime: Any, meter: Meter, action: str, kind: str, name: str | None) -> Any:
+    def hear(event: str, data: dict[str, Any]) -> None:
+        if event == "binary-progress" and data["server"] == "engines" and data["kind"] == kind:
+            meter.hear(data)
 
-    def __init__(self, title: str, kind: str, live: Live) -> None:
-        self._title = title
-        self._kind = kind
-        self._live = live
-        self._began = time.monotonic()
-        self._news: tuple[float | None, str] = (None, "")
-
-    def __call__(self) -> None:
-        fraction, words = self._news
-        took = views.duration(time.monotonic() - self._began)
-        self._live.update(views.progress(self._title, fraction, " · ".join(filter(None, (words, took)))))
-
-    async def measure(self, runtime: Any, action: str, name: str | None) -> Any:
-        """Carry out `action`, listening to what is told about it."""
-        unsubscribe = runtime.subscribe(self._hear)  # `use` fetches too, and takes no callback
-        try:
-            return await getattr(runtime.engine_manager, action)(self._kind, name)
-        finally:
-            unsubscribe()
-
-    def _hear(self, event: str, data: dict[str, Any]) -> None:
-        if event != "binary-progress" or data["server"] != "engines" or data["kind"] != self._kind:
-            return
-        import msgspec
-
-        from genai_notebook.core.schema import EngineProgress
-
-        self._news = progress_of(msgspec.convert(data, EngineProgress))
-        self()
+    unsubscribe = runtime.subscribe(hear)  # `use` fetches too, and takes no callback
+    try:
+        return await getattr(runtime.engine_manager, action)(kind, name)
+    finally:
+        unsubscribe()
 
 
 def _outcome(action: str, name: str | None, engine: EngineCandidate) -> views.Bundle:

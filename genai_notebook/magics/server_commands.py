@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from IPython.core.error import UsageError
 
 from genai_notebook.display import views
-from genai_notebook.display.live import Live, ticking
+from genai_notebook.display.engines import Meter
+from genai_notebook.display.live import ticking
 from genai_notebook.display.words import KINDS, a_kind, describe, manager_of, where
 from genai_notebook.errors import InvalidRequestError, ModelNotFoundError, PortInUseError, ServerError
 from genai_notebook.magics.arguments import add_into, given, port_number
@@ -92,7 +93,7 @@ def start_server(shell: Shell, arguments: argparse.Namespace) -> ServerInfo:
     title = f"Starting {model.id}"
     began = time.monotonic()
     with shell.working(title) as live:
-        info, remark = _Clock(title, live).wait(manager, lambda: _start(manager, model.id, options))
+        info, remark = _wait(Meter(title, live), manager, lambda: _start(manager, model.id, options))
         took = views.duration(time.monotonic() - began)
         detail = " · ".join(part for part in (where(info), remark) if part)
         text = f"{model.id} is running, loaded in {took}."
@@ -169,41 +170,18 @@ def _start_options(arguments: argparse.Namespace, server: str) -> dict[str, Any]
     return options
 
 
-class _Clock:
-    """Shows, at every call, how long it has been going on; and how far an engine is, while one is fetched or tested."""
+def _wait(meter: Meter, manager: Any, work: Callable[[], Awaitable[Any]]) -> Any:
+    """The result of `work()`; the cell shows how far it, and the manager's engine, is until then."""
+    from genai_notebook.client.bridge import run
 
-    def __init__(self, title: str, live: Live) -> None:
-        self._title = title
-        self._live = live
-        self._began = time.monotonic()
-        self._news: tuple[float | None, str] = (None, "")
+    async def listening() -> Any:
+        manager.on("binary-progress", meter.hear)
+        try:
+            return await work()
+        finally:
+            manager.off("binary-progress", meter.hear)
 
-    def __call__(self) -> None:
-        fraction, words = self._news
-        took = views.duration(time.monotonic() - self._began)
-        self._live.update(views.progress(self._title, fraction, " · ".join(filter(None, (words, took)))))
-
-    def wait(self, manager: Any, work: Callable[[], Awaitable[Any]]) -> Any:
-        """The result of `work()`; the cell shows how far it is until then."""
-        from genai_notebook.client.bridge import run
-
-        async def listening() -> Any:
-            manager.on("binary-progress", self._heard)
-            try:
-                return await work()
-            finally:
-                manager.off("binary-progress", self._heard)
-
-        return run(ticking(listening, self))
-
-    def _heard(self, news: dict[str, Any]) -> None:
-        import msgspec
-
-        from genai_notebook.core.schema import EngineProgress
-        from genai_notebook.display.engines import progress_of
-
-        self._news = progress_of(msgspec.convert(news, EngineProgress))
-        self()
+    return run(ticking(listening, meter))
 
 
 # ---- stop, restart --------------------------------------------------------------------------------------------------
@@ -243,7 +221,7 @@ def _each(shell: Shell, server: str, method: str, doing: str, done: str) -> None
         what = f"{'the ' * (name == 'llm')}{NAMES[name]}" + (f" ({model})" if model else "")
         title = f"{doing} {what}"
         with shell.working(title) as live:
-            _Clock(title, live).wait(manager, getattr(manager, method))
+            _wait(Meter(title, live), manager, getattr(manager, method))
             live.finish(views.note(f"{what[:1].upper()}{what[1:]} is {done}."))
 
 

@@ -3,6 +3,7 @@
 Standard library only, and quick to import: a fake starts with ``python -IS`` in some 60 ms. What a fake is told to do
 stands in a JSON file that it reads again and again, so that a test can change its mind while the fake runs:
 
+    unknown_flags   flags that it does not know, though the real one does
     exit_at_start   exit code: say `start_log` and exit before listening
     start_log       lines to write first, whatever comes then
     never_listen    live, but open no port
@@ -147,6 +148,8 @@ class Engine:
         words = iter(argv)
         for word in words:
             name, _, inline = word.partition("=") if word.startswith("--") else (word, "", "")
+            if name in self.control.get("unknown_flags", []):
+                self.refuse(f"error: invalid argument: {word}")
             if name in self.switches:
                 self.flags[name] = True
             elif name in self.options:

@@ -7,6 +7,7 @@ program, or "failed" with the reason. At POINT (unpacking, before-rename, after-
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 import time
 from pathlib import Path
@@ -29,8 +30,13 @@ class Catalog(msgspec.Struct):
     builds: list[Build]
 
 
+def say(*words: str) -> None:
+    """One whole line in one piece: two threads speak."""
+    os.write(1, (" ".join(words) + "\n").encode())
+
+
 def wait_here() -> None:
-    print("here", flush=True)
+    say("here")
     while True:
         time.sleep(60)
 
@@ -66,14 +72,14 @@ async def main(home: Path, catalog: Catalog) -> None:
         nonlocal stage
         if news.stage != stage:
             stage = news.stage
-            print("stage", stage, flush=True)
+            say("stage", stage)
 
     try:
         installed = await engines.install("llama", "cpu", on_progress=progress)
     except GenaiNotebookError as error:
-        print("failed", error.message, flush=True)
+        say("failed", error.message)
     else:
-        print("done", installed.path, flush=True)
+        say("done", str(installed.path))
 
 
 if __name__ == "__main__":

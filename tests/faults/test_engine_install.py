@@ -14,8 +14,11 @@ import pytest
 
 from genai_notebook.core.downloads.disk import disk_full
 from genai_notebook.core.engines import archives, arrivals, places
+from genai_notebook.core.engines.manager import BinaryManager
 from genai_notebook.core.runtime import Runtime
 from genai_notebook.core.schema import EngineProgress
+from genai_notebook.core.settings import OFF, Settings
+from genai_notebook.core.system.info import SystemInfo
 from genai_notebook.errors import (
     BinaryError,
     ChecksumError,
@@ -27,7 +30,7 @@ from tests.fakes.machine import Machine
 from tests.fakes.release_server import HOSTILE, engine_archive
 from tests.fakes.releases import GIB, NO_LIBRARY, Shelf, library_archive, without_program
 from tests.faults.builds import MB, NVIDIA, PROGRAM, install, large, left, resolve
-from tests.faults.trying import House, start
+from tests.faults.trying import House, grow_old, start
 from tests.processes import assert_none_left
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="other platform: needs shell scripts and signals")
@@ -98,6 +101,28 @@ def test_what_is_installed_is_not_fetched_again(shelf: Shelf, home: Path) -> Non
     assert shelf.file(build).sent == sent
 
 
+def test_what_is_here_but_broken_is_fetched_anew(shelf: Shelf, home: Path) -> None:
+    build = shelf.add("llama", "cpu", PROGRAM)
+    installed = install(shelf.manager(home))
+    Path(installed.path).write_bytes(NO_LIBRARY)
+    assert install(shelf.manager(home)) == installed
+    assert Path(installed.path).read_bytes() == PROGRAM
+    assert shelf.gets(build.archive) == 2
+    assert resolve(shelf.manager(home)).variant == "cpu"
+
+
+def test_where_downloads_are_off_nothing_is_asked_and_nobody_is_warned(shelf: Shelf, home: Path) -> None:
+    shelf.add("llama", "cpu", PROGRAM)
+    settings = Settings(home=home, mirror=OFF)
+    system = SystemInfo(settings, probe=Machine(ram=16 * GIB))
+    engines = BinaryManager(settings, system=system, catalog=shelf.catalog)
+    said: list[tuple[str, str]] = []
+    assert resolve(engines, on_log=lambda message, level: said.append((level, message))).variant == "path"
+    assert any("GENAI_NOTEBOOK_MIRROR=off" in message for _, message in said)
+    assert "warn" not in {level for level, _ in said}
+    assert not shelf.requests
+
+
 # ---- connections that break
 
 
@@ -139,6 +164,21 @@ def test_a_server_that_says_no(shelf: Shelf, home: Path) -> None:
     with pytest.raises(DownloadError, match="404"):
         install(shelf.manager(home))
     assert resolve(shelf.manager(home)).variant == "path"
+
+
+def test_with_nothing_else_what_has_just_failed_is_tried_again(shelf: Shelf, home: Path, other: Path) -> None:
+    build = shelf.add("llama", "cpu", PROGRAM, status=404)
+    assert resolve(shelf.manager(home)).variant == "path"
+    archive = shelf.file(build).body
+    asked = shelf.gets(build.archive)
+    assert resolve(shelf.manager(home)).variant == "path"
+    assert shelf.gets(build.archive) == asked
+    other.unlink()
+    with pytest.raises(BinaryError, match="404"):
+        resolve(shelf.manager(home))
+    assert shelf.gets(build.archive) > asked
+    shelf.again(build, archive)
+    assert resolve(shelf.manager(home)).variant == "cpu"
 
 
 def test_a_server_that_says_not_now_and_then_yes(shelf: Shelf, home: Path) -> None:
@@ -251,6 +291,40 @@ def test_a_full_disk_is_said_and_nothing_is_fetched_twice(
     assert shelf.file(build).sent == len(archive)
     assert resolve(shelf.manager(home)).variant == "cpu"
     assert shelf.file(build).sent == len(archive)
+
+
+# ---- programs that do not run
+
+
+def _needs(path: Path) -> bytes:
+    """A program that runs only while there is something at `path`."""
+    return f"#!/bin/sh\n[ -e '{path}' ] || exit 127\n".encode() + PROGRAM.partition(b"\n")[2]
+
+
+def test_a_build_that_does_not_run_is_not_fetched_again_for_a_day(shelf: Shelf, home: Path, tmp_path: Path) -> None:
+    library = tmp_path / "library"
+    build = shelf.add("llama", "cpu", _needs(library))
+    assert resolve(shelf.manager(home)).variant == "path"
+    library.touch()
+    for hours, asked, variant in ((0, 1, "path"), (23, 1, "path"), (1.1, 2, "cpu")):
+        grow_old(home, hours * 3600)
+        assert resolve(shelf.manager(home)).variant == variant
+        assert shelf.gets(build.archive) == asked
+
+
+def test_an_engine_that_does_not_run_is_asked_again_in_a_minute(
+    shelf: Shelf, home: Path, tmp_path: Path, other: Path
+) -> None:
+    library = tmp_path / "library"
+    other.write_bytes(_needs(library))
+    for _ in range(2):
+        with pytest.raises(BinaryError, match="exit code 127"):
+            resolve(shelf.manager(home))
+    library.touch()
+    with pytest.raises(BinaryError, match="in an earlier test"):
+        resolve(shelf.manager(home))
+    grow_old(home, 61)
+    assert resolve(shelf.manager(home)).variant == "path"
 
 
 # ---- one after the other

@@ -67,8 +67,10 @@ class Installation:
 
     def kill_at(self, reached: Callable[[subprocess.Popen[str]], None], point: str = "") -> None:
         with self.begin(point) as process:
-            reached(process)
-            process.kill()
+            try:
+                reached(process)
+            finally:
+                process.kill()
 
     def finish(self) -> str:
         """Its last line."""

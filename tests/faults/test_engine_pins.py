@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -55,9 +56,14 @@ class Pins:
         self.house = House(folder, shelf=shelf)
         self.old = FakeEngine(folder / "old", "llama", proved=False)
         self.new = FakeEngine(folder / "new", "llama", proved=False)
-        shelf.add("llama", "cpu", self.old, tag="b1")
+        self.first = shelf.add("llama", "cpu", self.old, tag="b1")
         assert self.house.works("llm") == "llama.cpp b1 (cpu)"
         shelf.catalog.clear()
+
+    def grow_old(self, days: float) -> None:
+        """Nobody has used the older release for so long."""
+        then = time.time() - days * 86_400
+        os.utime(self.house.settings.engines / "llama" / "b1-cpu" / "install.json", (then, then))
 
     def here(self) -> list[str]:
         return sorted(path.name for path in (self.house.settings.engines / "llama").iterdir())
@@ -86,9 +92,20 @@ def test_the_old_release_goes_when_the_new_one_has_computed(pins: Pins) -> None:
 
     assert pins.house.run(only_runs) == "llama.cpp b2 (cpu)"
     assert pins.here() == ["b1-cpu", "b2-cpu"]
-    assert pins.house.works("llm") == "llama.cpp b2 (cpu)"
-    assert pins.here() == ["b2-cpu"]
-    assert len(pins.new.starts) == 2
+    for days, here in ((6.9, ["b1-cpu", "b2-cpu"]), (7.1, ["b2-cpu"])):
+        pins.grow_old(days)
+        assert pins.house.works("llm", force_validation=True) == "llama.cpp b2 (cpu)"
+        assert pins.here() == here
+    assert len(pins.new.starts) == 4
+
+
+def test_two_pins_on_one_home_take_turns_and_fetch_each_build_once(pins: Pins) -> None:
+    second = pins.shelf.add("llama", "cpu", pins.new)
+    for turn in range(4):
+        pins.shelf.catalog[:] = [second if turn % 2 == 0 else pins.first]
+        assert pins.house.works("llm") == f"llama.cpp b{2 - turn % 2} (cpu)"
+    assert pins.here() == ["b1-cpu", "b2-cpu"]
+    assert [pins.shelf.gets(build.archive) for build in (pins.first, second)] == [1, 1]
 
 
 @pytest.mark.parametrize("program", [NO_LIBRARY, None])

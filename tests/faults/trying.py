@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ import pytest
 from genai_notebook.core.models import ModelManager
 from genai_notebook.core.runtime import Runtime
 from genai_notebook.core.settings import OFF, Settings
-from genai_notebook.errors import BinaryError, ServerError
+from genai_notebook.errors import BinaryError, InvalidRequestError, ServerError
 from tests.fakes import FakeEngine
 from tests.fakes.gguf_files import tiny_diffusion, tiny_llm
 from tests.fakes.machine import Machine
@@ -72,7 +74,7 @@ class House:
         """The error that a start ends with, in a session of its own."""
 
         async def scenario(runtime: Runtime) -> Any:
-            with pytest.raises((BinaryError, ServerError)) as caught:
+            with pytest.raises((BinaryError, InvalidRequestError, ServerError)) as caught:
                 await start(runtime, kind, model, **options)
             return caught.value
 
@@ -85,6 +87,18 @@ class House:
             return str((await start(runtime, kind, model, **options)).engine)
 
         return self.run(scenario)
+
+
+def grow_old(home: Path, seconds: float) -> None:
+    """Let so much time pass for the failures that are remembered below `home`."""
+    path = home / "cache" / "engines.json"
+    known = json.loads(path.read_text())
+    for verdict in known["verdicts"].values():
+        for failure in verdict.get("failures", {}).values():
+            failure["until"] -= seconds
+    new = path.with_suffix(".new")
+    new.write_text(json.dumps(known))
+    os.replace(new, path)
 
 
 def trial_flag(start: dict[str, Any], name: str) -> str | None:

@@ -99,6 +99,31 @@ def test_a_choice_is_of_a_variant_and_holds_over_releases(shelf: Shelf, home: Pa
     assert engine.name == "llama.cpp b3 (cpu)"
 
 
+def newer(shelf: Shelf) -> None:
+    """The next release is pinned."""
+    shelf.catalog.clear()
+    shelf.add("llama", "cpu", PROGRAM + b"# newer\n", tag="b3")
+
+
+def test_an_older_release_is_not_chosen_by_its_name(shelf: Shelf, home: Path) -> None:
+    used(shelf, home)
+    newer(shelf)
+    engines = shelf.manager(home)
+    assert "llama.cpp b2 (cpu)" in [each.name for each in asyncio.run(engines.list())]
+    with pytest.raises(InvalidRequestError, match=r"llama\.cpp b2 \(cpu\) is an older release") as caught:
+        asyncio.run(engines.use("llama", "llama.cpp b2 (cpu)"))
+    assert "%genai engines use llm cpu" in (caught.value.hint or "")
+    assert Choices(home / "engines").get("llama") is None
+
+
+def test_a_variant_means_the_pinned_release(shelf: Shelf, home: Path) -> None:
+    used(shelf, home)
+    newer(shelf)
+    chosen = asyncio.run(shelf.manager(home).use("llama", "cpu"))
+    assert (chosen.name, chosen.in_use) == ("llama.cpp b3 (cpu)", True)
+    assert Choices(home / "engines").get("llama") == "cpu"
+
+
 def test_it_is_refused_where_a_setting_names_one(shelf: Shelf, home: Path, on_path: Path) -> None:
     engines = shelf.manager(home)
     engines.settings = Settings(home=home, mirror=shelf.url, llama_server=on_path)

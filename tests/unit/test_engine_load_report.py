@@ -330,6 +330,23 @@ def test_what_is_not_the_model_s_fault(text: str) -> None:
     assert read(text).model_error is None
 
 
+@pytest.mark.parametrize(
+    ("text", "flag"),
+    [
+        ("error: invalid argument: --x", "--x"),
+        ("[ERROR] common.cpp:290  - error: unknown argument: --x", "--x"),
+        (LLAMA + "error: invalid argument: --frobnicate", "--frobnicate"),
+        ("error: no such file: --x", None),
+        ("prompt: 'error: invalid argument: --x'", None),
+        (CPU_BUILD, None),
+    ],
+)
+def test_a_flag_that_the_engine_does_not_know(text: str, flag: str | None) -> None:
+    report = read(text)
+    assert report.unknown_flag == flag
+    assert (report.out_of_memory, report.gpu_error, report.model_error) == (None, None, None)
+
+
 def test_a_load_that_fails_for_want_of_memory_says_so_besides() -> None:
     lines = ["llama_model_load: error loading model: unable to allocate CUDA0 buffer", *LAST_WORDS]
     report = read("\n".join(LLAMA + line for line in lines))

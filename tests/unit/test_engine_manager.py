@@ -6,15 +6,17 @@ import asyncio
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from genai_notebook.core.engines import check, places, proof
+from genai_notebook.core.engines import check, places, proof, verdicts
 from genai_notebook.core.engines.check import CheckFailedError, check_runs, version_in
 from genai_notebook.core.engines.engine import Engine
 from genai_notebook.core.engines.manager import BinaryManager
+from genai_notebook.core.engines.verdicts import Failure, Verdict
 from genai_notebook.core.processes.environment import child_environment
 from genai_notebook.core.schema import EngineCandidate
 from genai_notebook.core.settings import OFF, Settings
@@ -183,12 +185,26 @@ def test_a_broken_own_engine_is_an_error_and_never_skipped(
 def test_a_broken_own_engine_works_once_it_is_mended(settings: Settings, tmp_path: Path) -> None:
     own = script(tmp_path / "llama-server", "exit 1")
     engines = manager_of(Settings(home=settings.home, llama_server=own))
-    for _ in range(2):
+    for number in (1, 2):
         with pytest.raises(BinaryError):
             asyncio.run(engines.resolve("llama"))
-    assert runs(own) == 2  # --version and --help, once
+        assert runs(own) == 2 * number  # --version and --help: nothing stands in for it, so each start asks it anew
     script(own, "echo version: 3")
     assert asyncio.run(engines.resolve("llama")).version == "3"
+
+
+@posix
+def test_an_own_engine_whose_library_is_installed_works_at_once(settings: Settings, tmp_path: Path) -> None:
+    own = script(tmp_path / "llama-server", f"[ -e '{tmp_path}/library' ] || exit 127\necho version: 3")
+    chosen = Settings(home=settings.home, llama_server=own)
+    engines = manager_of(chosen)
+    with pytest.raises(BinaryError):
+        asyncio.run(engines.resolve("llama"))
+    assert listed(engines)[0].state == "failed"
+    (tmp_path / "library").touch()
+    assert asyncio.run(engines.resolve("llama")).version == "3"
+    assert listed(engines)[0].state == "usable"
+    assert resolve(chosen).version == "3"
 
 
 @posix
@@ -213,6 +229,44 @@ def test_the_next_process_does_not_run_it_again(settings: Settings, tmp_path: Pa
     for _ in range(2):
         assert resolve(Settings(home=settings.home, llama_server=own)).version == "1"
     assert runs(own) == 1
+
+
+@posix
+def test_engines_are_run_in_a_folder_of_ours(settings: Settings, tmp_path: Path) -> None:
+    own = script(tmp_path / "llama-server", f"pwd > '{tmp_path}/where'\necho version: 1")
+    resolve(Settings(home=settings.home, llama_server=own))
+    assert (tmp_path / "where").read_text().strip() == os.path.realpath(settings.run)
+
+
+@posix
+def test_a_manager_works_on_one_event_loop_after_another(settings: Settings, tmp_path: Path) -> None:
+    own = script(tmp_path / "llama-server", "sleep 0.1; echo version: 1")
+    engines = manager_of(Settings(home=settings.home, llama_server=own))
+
+    async def several() -> set[str | None]:
+        found = await asyncio.gather(*(engines.resolve("llama", force_validation=True) for _ in range(3)))
+        return {engine.version for engine in found}
+
+    for _ in range(2):
+        assert asyncio.run(several()) == {"1"}
+    assert runs(own) == 6
+
+
+@posix
+def test_a_wheel_that_is_upgraded_or_removed_meanwhile_is_noticed(
+    settings: Settings, empty_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = script(empty_path / "llama-server", "echo version: 5")
+    engines = manager_of(settings)
+    monkeypatch.setattr(proof, "check_runs", lambda argv, **_: "version: 5")
+    for version in ("1", "2"):
+        monkeypatch.setattr(places, "_version_of", lambda package, version=version: version)
+        for _ in range(2):
+            engine = asyncio.run(engines.resolve("llama"))
+            assert (engine.name, engine.version) == (f"xllamacpp {version} (embedded)", version)
+    monkeypatch.setattr(places, "_version_of", lambda package: None)
+    monkeypatch.setattr(places, "is_there", lambda module: False)
+    assert asyncio.run(engines.resolve("llama")).argv == [str(program)]
 
 
 # ---- the PATH, and nothing at all
@@ -280,6 +334,44 @@ def test_the_list_runs_a_program_once(settings: Settings, empty_path: Path) -> N
         entry = listed(manager_of(settings))[-1]
         assert (entry.state, entry.reason) == ("failed", "--help ended with exit code 3")
     assert runs(program) == 2
+
+
+@posix
+def test_the_list_runs_a_broken_program_again_after_a_minute(
+    settings: Settings, empty_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script(empty_path / "llama-server", f"[ -e '{empty_path}/library' ] || exit 3\necho version: 1")
+    now = time.time()
+    assert listed(manager_of(settings))[-1].state == "failed"
+    monkeypatch.setattr(verdicts.time, "time", lambda: now + verdicts.BRIEFLY + 5)
+    assert listed(manager_of(settings))[-1].state == "failed"
+    (empty_path / "library").touch()
+    monkeypatch.setattr(verdicts.time, "time", lambda: now + 2 * (verdicts.BRIEFLY + 5))
+    assert listed(manager_of(settings))[-1].state == "usable"
+
+
+@posix
+@pytest.mark.parametrize(
+    ("verdict", "state", "reason"),
+    [
+        (Verdict(), "usable", None),
+        (Verdict(proved=True), "works", None),
+        (Verdict(proved=True).with_failure("m", Failure("x", 1.0)), "works", None),
+        (Verdict().with_failure("m", Failure("x", time.time() + 3600)), "failed", "x"),
+        (Verdict(proved=True).with_failure("m", Failure("x", time.time() + 3600)), "works", "not with m: x"),
+        (Verdict(proved=True).with_failure(None, Failure("x", time.time() + 3600)), "failed", "x"),
+    ],
+)
+def test_what_the_list_says_of_tests(
+    settings: Settings, empty_path: Path, verdict: Verdict, state: str, reason: str | None
+) -> None:
+    program = script(empty_path / "llama-server", "echo version: 1")
+    engines = manager_of(settings)
+    known = engines._verdicts
+    drivers = verdicts.drivers_of(asyncio.run(engines._system.detect()).gpus)
+    known.put(verdicts.verdict_key(known.identity_of(program), "path", None, drivers), verdict)
+    entry = listed(engines)[-1]
+    assert (entry.state, entry.reason) == (state, reason)
 
 
 @posix

@@ -234,6 +234,14 @@ def test_wheels_are_told_apart_by_what_was_installed(monkeypatch: pytest.MonkeyP
     assert before != places.wheels_identity("llama")
 
 
+def test_the_version_of_a_wheel_is_the_one_that_is_installed_now(monkeypatch: pytest.MonkeyPatch) -> None:
+    versions: dict[str, str] = {"xllamacpp": "1", "pillow": "2"}
+    monkeypatch.setattr(places, "_version_of", versions.get)
+    assert (places.wheels_version("llama"), places.wheels_version("diffusion")) == ("1", None)
+    versions["xllamacpp"] = "2"
+    assert places.wheels_version("llama") == "2"
+
+
 def test_modules_are_looked_for_without_importing_them() -> None:
     assert places.is_there("msgspec")
     for nothing in ("there_is_no_such_module", "", "."):

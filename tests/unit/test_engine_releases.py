@@ -81,12 +81,37 @@ def test_what_is_here_is_not_fetched_again(shelf: Shelf, folder: Path) -> None:
     build = shelf.add("llama", "cpu", PROGRAM)
     first = install(shelf, folder, build)
     asked = shelf.gets(build.archive)
-
-    def never(_: Installed) -> None:
-        raise AssertionError
-
-    assert install(shelf, folder, build, never) == first
+    tried: list[Installed] = []
+    assert install(shelf, folder, build, tried.append) == first
+    assert tried == [first]
     assert shelf.gets(build.archive) == asked
+
+
+def test_what_is_here_and_does_not_run_is_replaced(shelf: Shelf, folder: Path) -> None:
+    build = shelf.add("llama", "cpu", PROGRAM)
+    first = install(shelf, folder, build)
+    first.program.write_bytes(b"half of it")  # a disk that was full, say
+    asked = shelf.gets(build.archive)
+
+    def whole(installed: Installed) -> None:
+        if installed.program.read_bytes() != PROGRAM:
+            raise BinaryError("it does not run")
+
+    assert install(shelf, folder, build, whole) == first
+    assert first.program.read_bytes() == PROGRAM
+    assert shelf.gets(build.archive) > asked
+
+
+def test_what_is_here_and_is_refused_twice_is_an_error(shelf: Shelf, folder: Path) -> None:
+    build = shelf.add("llama", "cpu", PROGRAM)
+    install(shelf, folder, build)
+
+    def no(_: Installed) -> None:
+        raise BinaryError("it does not run")
+
+    with pytest.raises(BinaryError, match="it does not run"):
+        install(shelf, folder, build, no)
+    assert Releases(folder).find(build) is not None  # nothing is taken away before there is something better
 
 
 def test_the_run_bit_is_set_where_an_archive_has_lost_it(shelf: Shelf, folder: Path) -> None:
@@ -166,17 +191,41 @@ def test_a_build_whose_runtime_is_gone_is_none(shelf: Shelf, folder: Path) -> No
 # ---- older releases
 
 
-def test_older_releases_of_the_variant_are_retired_and_no_others(shelf: Shelf, folder: Path) -> None:
+def unused_for(installed: Installed, days: float) -> None:
+    os.utime(installed.folder / "install.json", (time.time() - days * 86_400,) * 2)
+
+
+def test_unused_older_releases_of_the_variant_are_retired_and_no_others(shelf: Shelf, folder: Path) -> None:
     old = install(shelf, folder, shelf.add("llama", "cpu", PROGRAM, tag="b1"))
     other = install(shelf, folder, shelf.add("llama", "vulkan", PROGRAM, tag="b1"))
     pictures = install(shelf, folder, shelf.add("diffusion", "cpu", PROGRAM, tag="b1"))
     new = install(shelf, folder, shelf.add("llama", "cpu", PROGRAM, tag="b2"))
+    for each in (old, other, pictures, new):
+        unused_for(each, 8)
     releases = Releases(folder)
     assert [each.manifest.tag for each in releases.all_of("llama")] == ["b2", "b1", "b1"]
     releases.retire(new)
     assert sorted(each.folder for each in releases.all_of("llama")) == sorted([new.folder, other.folder])
     assert releases.all_of("diffusion") == [pictures]
     assert not old.folder.exists()
+
+
+def test_two_environments_with_different_pins_leave_each_other_s_builds(shelf: Shelf, folder: Path) -> None:
+    one = install(shelf, folder, shelf.add("llama", "cpu", PROGRAM, tag="b1"))
+    two = install(shelf, folder, shelf.add("llama", "cpu", PROGRAM, tag="b2"))
+    releases = Releases(folder)
+    for day in range(6):
+        unused_for((one, two)[day % 2], 6)
+        releases.retire((two, one)[day % 2])
+        assert len(releases.all_of("llama")) == 2
+    unused_for(one, 30)
+    releases.retire(one)  # used again after a month: that is what counts
+    assert time.time() - (one.folder / "install.json").stat().st_mtime < 60
+    releases.retire(two)
+    assert len(releases.all_of("llama")) == 2
+    unused_for(one, 7.1)
+    releases.retire(two)
+    assert [each.folder for each in releases.all_of("llama")] == [two.folder]
 
 
 def test_a_build_of_the_same_name_and_another_archive_is_another_one(shelf: Shelf, folder: Path) -> None:

@@ -9,17 +9,23 @@ import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import pytest
 
-from genai_notebook.core.engines import arrivals, places, verdicts
+from genai_notebook.core.engines import arrivals, memory, places, proof, verdicts
+from genai_notebook.core.engines.choices import Choices
+from genai_notebook.core.engines.engine import Engine
 from genai_notebook.core.engines.manager import BinaryManager
+from genai_notebook.core.engines.search import Found, Tried
+from genai_notebook.core.engines.trial import InconclusiveError, Proof, Trial, TrialFailedError
 from genai_notebook.core.engines.verdicts import UNREACHED
 from genai_notebook.core.schema import EngineProgress
 from genai_notebook.core.settings import OFF, Settings
 from genai_notebook.core.system.info import SystemInfo
-from genai_notebook.errors import BinaryError, DownloadError
+from genai_notebook.errors import BinaryError, DownloadError, InvalidRequestError, ServerError
 from tests.fakes.machine import Machine, card
 from tests.fakes.releases import GIB, NO_LIBRARY, Shelf
 from tests.processes import free_port
@@ -175,6 +181,25 @@ def test_two_that_want_it_at_once_fetch_it_once(shelf: Shelf, home: Path) -> Non
     assert shelf.gets(build.archive) >= 1
 
 
+def test_what_is_installed_by_name_does_not_wait_for_a_search(shelf: Shelf, home: Path) -> None:
+    shelf.add("llama", "vulkan", PROGRAM % 2, stall_after=0)
+    shelf.add("llama", "cpu", PROGRAM % 3)
+    engines = shelf.manager(home, Machine(ram=16 * GIB, gpus=[card(8 * GIB, vulkan=True)]))
+
+    async def both() -> str:
+        begun = asyncio.Event()
+        stuck = asyncio.ensure_future(engines.resolve("llama", on_log=lambda *_: begun.set()))
+        try:
+            await asyncio.wait_for(begun.wait(), 60)
+            assert not stuck.done()
+            return (await asyncio.wait_for(engines.install("llama", "cpu"), 60)).state
+        finally:
+            stuck.cancel()
+            await asyncio.wait({stuck})
+
+    assert asyncio.run(both()) == "usable"
+
+
 def test_a_kind_does_not_wait_for_the_other(shelf: Shelf, home: Path) -> None:
     shelf.add("llama", "cpu", PROGRAM % 2, stall_after=0)
     shelf.add("diffusion", "cpu", PROGRAM % 3, format="zip")
@@ -250,11 +275,65 @@ def test_what_could_not_be_fetched_is_tried_again_after_an_hour(
     assert resolve(engines).variant == "path"
     assert resolve(shelf.manager(home)).variant == "path"
     assert shelf.gets(build.archive) == asked
-    assert engines._remembered["llama"].until < time.monotonic() + UNREACHED + 1
+    assert engines._memory._noted["llama"].until < time.monotonic() + UNREACHED + 1
     now = time.time()
     monkeypatch.setattr(verdicts.time, "time", lambda: now + UNREACHED + 1)
     resolve(shelf.manager(home))
     assert shelf.gets(build.archive) > asked
+
+
+def test_with_nothing_else_what_has_just_failed_is_tried_again_at_once(shelf: Shelf, home: Path) -> None:
+    build = shelf.add("llama", "cpu", PROGRAM % 2, status=404)
+    engines = shelf.manager(home)
+    asked = 0
+    for _ in range(2):
+        with pytest.raises(BinaryError):
+            resolve(engines)
+        assert shelf.gets(build.archive) > asked
+        asked = shelf.gets(build.archive)
+    shelf.catalog.clear()
+    shelf.add("llama", "cpu", PROGRAM % 2)
+    assert resolve(engines).variant == "cpu"
+
+
+def test_with_nothing_else_a_host_is_asked_again_at_once(shelf: Shelf, home: Path) -> None:
+    shelf.add("llama", "cpu", PROGRAM % 2)
+    with pytest.raises(BinaryError, match=r"127\.0\.0\.1"):
+        resolve(offline(shelf, home))
+    assert resolve(shelf.manager(home)).variant == "cpu"
+
+
+def test_a_chosen_build_that_has_just_failed_is_tried_again_at_once(shelf: Shelf, home: Path, on_path: Path) -> None:
+    shelf.add("llama", "cpu", PROGRAM % 2)
+    assert resolve(offline(shelf, home)).variant == "path"
+    assert resolve(shelf.manager(home)).variant == "path"
+    Choices(home / "engines").set("llama", "cpu")
+    assert resolve(shelf.manager(home)).variant == "cpu"
+
+
+def test_a_restart_stays_with_the_engine_there_was(
+    shelf: Shelf, home: Path, on_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shelf.add("llama", "cpu", PROGRAM % 2, status=404)
+    engines = shelf.manager(home)
+    assert resolve(engines).variant == "path"
+    shelf.catalog.clear()
+    shelf.add("llama", "cpu", PROGRAM % 2)
+    hour = time.monotonic() + UNREACHED + 1
+    monkeypatch.setattr(memory, "time", SimpleNamespace(monotonic=lambda: hour))
+    now = time.time()
+    monkeypatch.setattr(verdicts.time, "time", lambda: now + UNREACHED + 1)
+    assert resolve(engines, stay=True).variant == "path"
+    assert resolve(engines).variant == "cpu"
+
+
+def test_nobody_stays_with_an_engine_that_is_gone(shelf: Shelf, home: Path, on_path: Path) -> None:
+    engines = shelf.manager(home)
+    assert resolve(engines, stay=True).variant == "path"
+    shelf.add("llama", "cpu", PROGRAM % 2)
+    assert resolve(engines, stay=True).variant == "path"
+    on_path.unlink()
+    assert resolve(engines, stay=True).variant == "cpu"
 
 
 @pytest.mark.parametrize("stalled", [False, True])
@@ -292,11 +371,15 @@ def test_switched_off_nothing_is_ever_connected_to(
     monkeypatch.setattr(socket.socket, "connect", connect)
     monkeypatch.setattr(socket, "create_connection", connect)
     monkeypatch.setattr(socket, "getaddrinfo", connect)
-    said: list[str] = []
+    said: list[tuple[str, str]] = []
     for force in (False, True):
-        engine = resolve(engines, force_validation=force, on_log=lambda message, level: said.append(message))
+        engine = resolve(engines, force_validation=force, on_log=lambda message, level: said.append((message, level)))
         assert engine.variant == "path"
-    assert any("GENAI_NOTEBOOK_MIRROR=off" in message for message in said)
+        # It is the user's wish: neither a warning, nor a reason to look again in an hour.
+        found = engines._memory.recall("llama")
+        assert found is not None
+        assert not found.postponed
+    assert {level for message, level in said if "GENAI_NOTEBOOK_MIRROR=off" in message} == {"debug"}
     with pytest.raises(DownloadError, match="GENAI_NOTEBOOK_MIRROR=off"):
         asyncio.run(engines.install("llama", "cpu"))
     on_path.unlink()
@@ -326,3 +409,203 @@ def test_progress_goes_through_its_stages(shelf: Shelf, home: Path) -> None:
         counts = [each.done or 0 for each in news if each.stage == stage]
         assert counts == sorted(counts)
     assert all(each.total is None or (each.done or 0) <= each.total for each in news)
+
+
+# ---- what engines are tried with
+
+
+def trial_of(model: str) -> Trial:
+    return Trial(kind="llama", model_id=model, size=1, session=None, flags=lambda port: [])  # type: ignore[arg-type]
+
+
+class Trials:
+    """What comes of each trial, by the engine's variant."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.outcomes: dict[str, Exception] = {}
+        self.made: list[tuple[str, str]] = []
+        monkeypatch.setattr(proof, "try_engine", self._try)
+
+    async def _try(self, engine: Engine, trial: Trial) -> Proof:
+        self.made.append((engine.variant, trial.model_id))
+        if (outcome := self.outcomes.get(engine.variant)) is not None:
+            raise outcome
+        return Proof(gpu=None)
+
+
+@pytest.fixture
+def trials(monkeypatch: pytest.MonkeyPatch) -> Trials:
+    return Trials(monkeypatch)
+
+
+def unknown_kind() -> ServerError:
+    details = {"model_id": "m", "unknown_kind": True}
+    return ServerError("m cannot be loaded: unknown model architecture: 'x'", details, code="MODEL_UNUSABLE")
+
+
+def broken_file() -> ServerError:
+    details = {"model_id": "m", "unknown_kind": False}
+    return ServerError("m cannot be loaded: it is truncated", details, code="MODEL_UNUSABLE")
+
+
+def unknown_flag() -> InvalidRequestError:
+    return InvalidRequestError("extra_args: it does not know --x", {"field": "extra_args", "flag": "--x"})
+
+
+@pytest.mark.parametrize("error", [unknown_kind(), unknown_flag()])
+def test_what_one_engine_does_not_know_another_one_may(
+    shelf: Shelf, home: Path, on_path: Path, trials: Trials, error: Exception
+) -> None:
+    shelf.add("llama", "cpu", PROGRAM % 2)
+    trials.outcomes["cpu"] = error
+    engines = shelf.manager(home)
+    for _ in range(2):
+        assert resolve(engines, trial=trial_of("m")).variant == "path"
+    # The flags may be others the next time; the model is the same.
+    again = [("cpu", "m")] if isinstance(error, InvalidRequestError) else []
+    assert trials.made == [("cpu", "m"), ("path", "m"), *again]
+    trials.outcomes.clear()
+    assert resolve(engines, trial=trial_of("other")).variant == "cpu"  # it says nothing of the engine
+
+
+@pytest.mark.parametrize("error", [unknown_kind(), unknown_flag()])
+def test_what_no_engine_knows_is_that_very_error(
+    shelf: Shelf, home: Path, on_path: Path, trials: Trials, error: Exception
+) -> None:
+    shelf.add("llama", "cpu", PROGRAM % 2)
+    trials.outcomes = {"cpu": error, "path": error}
+    with pytest.raises(type(error)) as caught:
+        resolve(shelf.manager(home), trial=trial_of("m"))
+    assert caught.value is error
+    assert [variant for variant, _ in trials.made] == ["cpu", "path"]
+
+
+@pytest.mark.parametrize("error", [unknown_kind(), unknown_flag()])
+def test_what_the_user_s_own_engine_does_not_know_is_said_at_once(
+    shelf: Shelf, home: Path, on_path: Path, trials: Trials, error: Exception
+) -> None:
+    own = home.parent / "own-server"
+    own.write_bytes(PROGRAM % 3)
+    own.chmod(0o755)
+    trials.outcomes["explicit"] = error
+    settings = Settings(home=home, mirror=OFF, llama_server=own)
+    engines = BinaryManager(settings, system=SystemInfo(settings, probe=Machine(ram=16 * GIB)), catalog=())
+    with pytest.raises(type(error)) as caught:
+        resolve(engines, trial=trial_of("m"))
+    assert caught.value is error
+    assert trials.made == [("explicit", "m")]
+
+
+def test_a_broken_model_is_broken_for_all(shelf: Shelf, home: Path, on_path: Path, trials: Trials) -> None:
+    shelf.add("llama", "cpu", PROGRAM % 2)
+    trials.outcomes["cpu"] = broken_file()
+    with pytest.raises(ServerError, match="truncated"):
+        resolve(shelf.manager(home), trial=trial_of("m"))
+    assert trials.made == [("cpu", "m")]
+
+
+def test_what_was_short_of_memory_is_asked_at_the_next_start(
+    shelf: Shelf, home: Path, on_path: Path, trials: Trials
+) -> None:
+    shelf.add("llama", "cpu", PROGRAM % 2)
+    trials.outcomes["cpu"] = TrialFailedError("out of memory", [], model_only=True, lasting=False)
+    engines = shelf.manager(home)
+    assert resolve(engines, trial=trial_of("m")).variant == "path"
+    trials.outcomes.clear()
+    assert resolve(engines, trial=trial_of("m"), stay=True).variant == "path"
+    assert resolve(engines, trial=trial_of("m")).variant == "cpu"
+
+
+def test_what_crashed_with_a_model_is_asked_for_another_one(
+    shelf: Shelf, home: Path, on_path: Path, trials: Trials
+) -> None:
+    shelf.add("llama", "cpu", PROGRAM % 2)
+    trials.outcomes["cpu"] = TrialFailedError("it crashed", [], model_only=True)
+    engines = shelf.manager(home)
+    for _ in range(2):
+        assert resolve(engines, trial=trial_of("m")).variant == "path"
+    trials.outcomes.clear()
+    assert resolve(engines, trial=trial_of("other")).variant == "cpu"
+    assert resolve(engines, trial=trial_of("m")).variant == "path"
+
+
+def test_nobody_stays_with_an_engine_that_fails_with_the_model(
+    shelf: Shelf, home: Path, on_path: Path, trials: Trials
+) -> None:
+    shelf.add("llama", "cpu", PROGRAM % 2)
+    trials.outcomes["cpu"] = TrialFailedError("it crashed", [], model_only=True)
+    engines = shelf.manager(home)
+    assert resolve(engines, trial=trial_of("m")).variant == "path"
+    trials.outcomes.clear()
+    assert resolve(engines, trial=trial_of("other")).variant == "cpu"
+    assert resolve(engines, trial=trial_of("m"), stay=True).variant == "path"
+    assert resolve(engines, trial=trial_of("other"), stay=True).variant == "path"
+
+
+def test_what_could_not_be_tried_is_tried_at_the_next_start(
+    shelf: Shelf, home: Path, on_path: Path, trials: Trials
+) -> None:
+    trials.outcomes["path"] = InconclusiveError("no memory")
+    engines = shelf.manager(home)
+    for _ in range(2):
+        assert resolve(engines, trial=trial_of("m"), stay=True).variant == "path"
+    assert trials.made == [("path", "m")] * 2
+
+
+def test_what_is_proved_retires_what_nobody_has_used(shelf: Shelf, home: Path, trials: Trials) -> None:
+    shelf.add("llama", "cpu", PROGRAM % 1, tag="b1")
+    resolve(shelf.manager(home), trial=trial_of("m"))
+    shelf.catalog.clear()
+    shelf.add("llama", "cpu", PROGRAM % 2)
+    resolve(shelf.manager(home), trial=trial_of("m"))
+    older = home / "engines" / "llama" / "b1-cpu"
+    assert older.is_dir()
+    os.utime(older / "install.json", (time.time() - 8 * 86_400,) * 2)
+    resolve(shelf.manager(home), trial=trial_of("m"))
+    assert not older.exists()
+
+
+def test_what_was_just_fetched_gets_more_time(shelf: Shelf, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds: list[float] = []
+    real = proof.check_runs
+
+    def check(*args: Any, **options: Any) -> str:
+        seconds.append(options["seconds"])
+        return real(*args, **options)
+
+    monkeypatch.setattr(proof, "check_runs", check)
+    shelf.add("llama", "cpu", PROGRAM % 2)
+    resolve(shelf.manager(home))
+    assert seconds == [20, 5]
+
+
+def found_after(*tried: Tried, model: str | None = "m", computed: bool = True) -> Found:
+    look = places.on_path("llama")
+    engine = Engine(name="x", kind="llama", argv=["x"], version=None, variant="path")
+    return Found(look, engine, computed, list(tried), model)
+
+
+@pytest.mark.parametrize(
+    ("model_only", "postponed", "model", "same", "other"),
+    [
+        (False, False, "m", True, True),  # it does not run: with no model
+        (False, True, "m", True, True),  # it could not be fetched: that is for its hour
+        (True, False, "m", True, False),  # it failed with this very model
+        (True, True, "m", False, False),  # for want of memory
+        (True, False, "other", False, True),
+    ],
+)
+def test_what_failed_before_it_may_be_better_for_another_model(
+    model_only: bool, postponed: bool, model: str, same: bool, other: bool
+) -> None:
+    tried = Tried(places.on_path("llama"), "x", model_only=model_only, postponed=postponed)
+    found = found_after(tried, model=model)
+    assert (found.is_for("m"), found.is_for("other")) == (same, other)
+    assert (found.can_run("m"), found.can_run("other")) == (True, True)
+    for worse in (
+        msgspec.structs.replace(found, computed=False),
+        msgspec.structs.replace(found, unfit=frozenset({"m"})),
+    ):
+        assert not worse.is_for("m")
+        assert not worse.can_run("m")
+    assert found_after(model=model).is_for("any")

@@ -12,14 +12,27 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from genai_notebook.core.engines import places, proof, verdicts
+from genai_notebook.core.engines.catalog import Archive, Build
 from genai_notebook.core.engines.check import CheckFailedError
 from genai_notebook.core.engines.engine import Engine
 from genai_notebook.core.engines.proof import Prover, UnusableError
 from genai_notebook.core.engines.trial import InconclusiveError, Proof, Trial, TrialFailedError
-from genai_notebook.core.engines.verdicts import KEPT, UNREACHED, Verdict, Verdicts, drivers_of, verdict_key
+from genai_notebook.core.engines.verdicts import (
+    BRIEFLY,
+    FOR_A_DAY,
+    KEPT,
+    KEPT_FAILURES,
+    UNREACHED,
+    Failure,
+    Verdict,
+    Verdicts,
+    drivers_of,
+    verdict_key,
+)
 from genai_notebook.core.schema import GPUInfo
 from genai_notebook.errors import FileSystemError, ServerError
 
@@ -47,14 +60,16 @@ class Counted:
         self.hashes = 0
         self.outcome: Callable[[str], Any] = lambda model: Proof(gpu=None)
         self.broken: str | None = None
+        self.options: dict[str, Any] = {}
         real = verdicts.sha256_of
 
         def hashed(path: Any) -> str:
             self.hashes += 1
             return real(path)
 
-        def check(argv: list[str], **_: Any) -> str:
+        def check(argv: list[str], **options: Any) -> str:
             self.runs.append(argv[0])
+            self.options = options
             if self.broken is not None:
                 raise CheckFailedError(self.broken)
             return "version: 7"
@@ -76,16 +91,44 @@ def tests(monkeypatch: pytest.MonkeyPatch) -> Counted:
     return Counted(monkeypatch)
 
 
-def prove(folder: Path, program: Path, model: str | None = "m", *, again: bool = False, drivers: str = "") -> Any:
+def nothing(*_: object) -> None:
+    pass
+
+
+def look_at(program: Path, variant: Any = "path") -> places.Look:
+    return msgspec.structs.replace(places.own("llama", str(program)), variant=variant)
+
+
+def prover_of(folder: Path, drivers: str = "") -> Prover:
+    return Prover(Verdicts(folder), drivers, folder.parent / "run", asyncio.Lock())
+
+
+def prove(
+    folder: Path,
+    program: Path,
+    model: str | None = "m",
+    *,
+    again: bool = False,
+    drivers: str = "",
+    variant: str = "path",
+) -> Any:
     """As a process of its own would."""
-    prover = Prover(Verdicts(folder), drivers)
-    look = places.own("llama", str(program))
     wanted = trial_of(model) if model is not None else None
 
-    def nothing(*_: object) -> None:
-        pass
+    async def proven() -> Any:
+        look = look_at(program, variant)
+        return await prover_of(folder, drivers).prove(look, wanted, again=again, tell=nothing, begin=nothing)
 
-    return asyncio.run(prover.prove(look, wanted, again=again, tell=nothing, begin=nothing))
+    return asyncio.run(proven())
+
+
+def later(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    now = time.time()
+    monkeypatch.setattr(verdicts.time, "time", lambda: now + seconds)
+
+
+def failure_for(seconds: float, reason: str = "x") -> Failure:
+    return Failure(reason, time.time() + seconds)
 
 
 # ---- a hit
@@ -193,6 +236,165 @@ def test_what_does_not_run_is_not_run_again(tmp_path: Path, program: Path, tests
     assert prove(tmp_path, program).computed
 
 
+def test_what_does_not_run_is_run_again_after_a_minute(
+    tmp_path: Path, program: Path, tests: Counted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tests.broken = "libcuda.so.1 is missing"
+    with pytest.raises(UnusableError):
+        prove(tmp_path, program)
+    tests.broken = None  # as after apt-get install
+    later(monkeypatch, BRIEFLY - 5)
+    with pytest.raises(UnusableError, match="in an earlier test"):
+        prove(tmp_path, program)
+    later(monkeypatch, 10)
+    assert prove(tmp_path, program).computed
+    assert len(tests.runs) == 2
+
+
+def test_what_does_not_compute_is_tried_again_after_a_day(
+    tmp_path: Path, program: Path, tests: Counted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tests.outcome = lambda model: TrialFailedError("CUDA error: x", [])
+    with pytest.raises(UnusableError):
+        prove(tmp_path, program)
+    tests.outcome = lambda model: Proof(gpu=True)
+    later(monkeypatch, FOR_A_DAY - 60)
+    with pytest.raises(UnusableError, match="in an earlier test"):
+        prove(tmp_path, program)
+    later(monkeypatch, 120)
+    assert prove(tmp_path, program).computed
+    assert (len(tests.runs), tests.trials) == (2, ["m", "m"])
+
+
+@pytest.mark.parametrize(
+    ("seconds", "counts"),
+    [(-1e9, False), (-1, False), (30, True), (FOR_A_DAY - 30, True), (FOR_A_DAY + 30, False), (1e9, False)],
+)
+def test_a_failure_counts_for_a_day_at_most(seconds: float, counts: bool) -> None:
+    failure = failure_for(seconds)
+    assert failure.counts is counts
+    verdict = Verdict(failures={"m": failure})
+    assert verdict.failure_with("m") == (failure if counts else None)
+    assert verdict.failure_with("other") is None
+    assert verdict.failure_with(None) is None
+
+
+def test_a_clock_that_goes_back_takes_the_failures_back(
+    tmp_path: Path, program: Path, tests: Counted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tests.outcome = lambda model: TrialFailedError("CUDA error: x", [])
+    with pytest.raises(UnusableError):
+        prove(tmp_path, program)
+    later(monkeypatch, -1e6)
+    tests.outcome = lambda model: Proof(gpu=None)
+    assert prove(tmp_path, program).computed
+
+
+def test_what_holds_for_every_model_comes_before_what_holds_for_one() -> None:
+    every, one = failure_for(30, "every"), failure_for(30, "one")
+    verdict = Verdict(failures={"m": one, "": every})
+    assert (verdict.failure_with("m"), verdict.failure_with(None)) == (every, every)
+    over = Verdict(failures={"m": one, "": failure_for(-1)})
+    assert (over.failure_with("m"), over.failure_with(None)) == (one, None)
+
+
+def test_the_models_that_it_fails_with() -> None:
+    failures = {"": failure_for(30), "m": failure_for(30), "over": failure_for(-1)}
+    assert Verdict(failures=failures).unfit == {"m"}
+
+
+def test_only_a_failure_with_every_model_takes_back_what_was_proved() -> None:
+    proved = Verdict(proved=True)
+    assert proved.with_failure("m", failure_for(30)).proved
+    assert not proved.with_failure(None, failure_for(30)).proved
+
+
+def test_the_oldest_failures_go() -> None:
+    verdict = Verdict()
+    for number in range(KEPT_FAILURES):
+        verdict = verdict.with_failure(str(number), failure_for(30))
+    verdict = verdict.with_failure("0", failure_for(30)).with_failure("new", failure_for(30))
+    assert list(verdict.failures) == [*(str(number) for number in range(2, KEPT_FAILURES)), "0", "new"]
+
+
+def test_success_with_one_model_leaves_the_failure_of_another(tmp_path: Path, program: Path, tests: Counted) -> None:
+    bad = TrialFailedError("it crashed", [], model_only=True)
+    tests.outcome = lambda model: bad if model == "bad" else Proof(gpu=None)
+    for _ in range(2):
+        with pytest.raises(UnusableError):
+            prove(tmp_path, program, "bad")
+        assert prove(tmp_path, program, "good").computed
+        assert prove(tmp_path, program, "good").unfit == {"bad"}
+    assert tests.trials == ["bad", "good"]
+    tests.outcome = lambda model: Proof(gpu=None)
+    assert prove(tmp_path, program, "bad", again=True).computed
+    assert prove(tmp_path, program, "bad").computed
+    assert tests.trials == ["bad", "good", "bad"]
+
+
+def test_a_failure_that_is_over_with_one_model_is_tried_again_and_no_other(
+    tmp_path: Path, program: Path, tests: Counted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bad = TrialFailedError("it crashed", [], model_only=True)
+    tests.outcome = lambda model: bad if model == "bad" else Proof(gpu=None)
+    with pytest.raises(UnusableError):
+        prove(tmp_path, program, "bad")
+    prove(tmp_path, program, "good")
+    tests.outcome = lambda model: Proof(gpu=None)
+    later(monkeypatch, FOR_A_DAY + 1)
+    assert prove(tmp_path, program, "good").computed
+    assert prove(tmp_path, program, "bad").computed
+    assert (len(tests.runs), tests.trials) == (1, ["bad", "good", "bad"])
+
+
+def test_running_is_no_answer_to_a_failure_with_a_model(tmp_path: Path, program: Path, tests: Counted) -> None:
+    tests.outcome = lambda model: TrialFailedError("it crashed", [], model_only=True)
+    with pytest.raises(UnusableError):
+        prove(tmp_path, program)
+    assert not prove(tmp_path, program, None, again=True).computed
+    with pytest.raises(UnusableError, match=r"it crashed \(in an earlier test\)"):
+        prove(tmp_path, program)
+    assert tests.trials == ["m"]
+
+
+def test_what_does_not_run_any_more_has_to_compute_again(
+    tmp_path: Path, program: Path, tests: Counted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prove(tmp_path, program)
+    tests.broken = "libcuda.so.1 is missing"
+    with pytest.raises(UnusableError):
+        prove(tmp_path, program, again=True)
+    tests.broken = None
+    later(monkeypatch, BRIEFLY + 1)
+    assert not prove(tmp_path, program, None).computed
+    assert prove(tmp_path, program).computed
+    assert tests.trials == ["m", "m"]
+
+
+@pytest.mark.parametrize("model_only", [False, True])
+def test_what_the_user_has_named_is_tried_at_every_start(
+    tmp_path: Path, program: Path, tests: Counted, model_only: bool
+) -> None:
+    tests.outcome = lambda model: TrialFailedError("it crashed", [], model_only=model_only)
+    for _ in range(2):
+        with pytest.raises(UnusableError, match=r"it crashed$"):
+            prove(tmp_path, program, variant="explicit")
+    tests.outcome = lambda model: Proof(gpu=None)
+    for _ in range(2):
+        assert prove(tmp_path, program, variant="explicit").computed
+    assert tests.trials == ["m", "m", "m"]
+
+
+def test_a_named_program_that_does_not_run_is_run_at_every_start(tmp_path: Path, program: Path, tests: Counted) -> None:
+    tests.broken = "libcuda.so.1 is missing"
+    for _ in range(2):
+        with pytest.raises(UnusableError, match=r"is missing$"):
+            prove(tmp_path, program, variant="explicit")
+    tests.broken = None
+    assert prove(tmp_path, program, variant="explicit").computed
+    assert len(tests.runs) == 3
+
+
 def test_a_failure_with_one_model_says_nothing_of_others(tmp_path: Path, program: Path, tests: Counted) -> None:
     failure = TrialFailedError("it crashed", ["the last line"], model_only=True)
     tests.outcome = lambda model: failure if model == "bad" else Proof(gpu=None)
@@ -239,6 +441,76 @@ def test_a_broken_model_is_not_the_engine_s_fault(tmp_path: Path, program: Path,
     assert prove(tmp_path, program).computed
 
 
+def test_two_trials_are_not_made_at_once(
+    tmp_path: Path, program: Path, tests: Counted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running = most = 0
+
+    async def slowly(engine: Engine, trial: Trial) -> Proof:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        await asyncio.sleep(0.05)
+        running -= 1
+        return Proof(gpu=None)
+
+    monkeypatch.setattr(proof, "try_engine", slowly)
+
+    async def both() -> None:
+        trials = asyncio.Lock()
+        provers = [Prover(Verdicts(tmp_path), drivers, tmp_path / "run", trials) for drivers in ("a", "b")]
+        look = look_at(program)
+        tested = (p.prove(look, trial_of("m"), again=False, tell=nothing, begin=nothing) for p in provers)
+        await asyncio.gather(*tested)
+        async with trials:  # who asks for no trial waits for none
+            await provers[0].prove(look, None, again=True, tell=nothing, begin=nothing)
+
+    asyncio.run(both())
+    assert most == 1
+
+
+# ---- how programs are run
+
+
+@posix
+def test_programs_are_run_in_a_private_folder(tmp_path: Path, program: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program.write_text(f"#!/bin/sh\npwd > '{tmp_path}/where'\necho version: 1\n")
+    monkeypatch.chdir(tmp_path)
+    prove(tmp_path / "cache", program, None)
+    run = tmp_path / "run"
+    assert (tmp_path / "where").read_text().strip() == os.path.realpath(run)
+    assert run.stat().st_mode & 0o077 == 0
+
+
+def build() -> Build:
+    return Build(kind="llama", platform="x", variant="cpu", tag="b1", archive=Archive("o/a.tar.gz", "0" * 64))
+
+
+def test_what_was_just_unpacked_gets_more_time(tmp_path: Path, program: Path, tests: Counted) -> None:
+    prover_of(tmp_path).accept(build(), look_at(program))
+    assert tests.options["seconds"] == 20
+    prove(tmp_path, program, None)
+    assert tests.options["seconds"] == 5
+
+
+def test_a_fetched_build_that_does_not_run_is_condemned_for_a_day(
+    tmp_path: Path, program: Path, tests: Counted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tests.broken = "libcuda.so.1 is missing"
+    with pytest.raises(UnusableError):
+        prover_of(tmp_path).accept(build(), look_at(program))
+    assert prover_of(tmp_path).condemned(build()) == "libcuda.so.1 is missing"
+    assert prover_of(tmp_path, "other drivers").condemned(build()) is None
+    with monkeypatch.context() as patch:
+        later(patch, FOR_A_DAY - 60)
+        assert prover_of(tmp_path).condemned(build()) is not None
+        later(patch, 120)
+        assert prover_of(tmp_path).condemned(build()) is None
+    tests.broken = None
+    prover_of(tmp_path).accept(build(), look_at(program))
+    assert prover_of(tmp_path).condemned(build()) is None
+
+
 def test_a_program_that_cannot_be_read(tmp_path: Path, tests: Counted) -> None:
     with pytest.raises(FileSystemError):
         Verdicts(tmp_path).identity_of(tmp_path / "nothing")
@@ -256,9 +528,14 @@ SPOILT = [
     b'{"verdicts": []}',
     b'{"verdicts": {"k": {"proved": "yes"}}}',
     b'{"verdicts": {"k": {"proved": 1}}}',
-    b'{"verdicts": {"k": {"log": "x"}}}',
-    b'{"verdicts": {"k": {"log": [%s]}}}' % b",".join([b'"x"'] * 51),
-    b'{"verdicts": {"k": {"reason": "%s"}}}' % (b"x" * 20_001),
+    b'{"verdicts": {"k": {"failures": []}}}',
+    b'{"verdicts": {"k": {"failures": {"m": null}}}}',
+    b'{"verdicts": {"k": {"failures": {"m": {"reason": "x"}}}}}',
+    b'{"verdicts": {"k": {"failures": {"m": {"reason": "x", "until": "now"}}}}}',
+    b'{"verdicts": {"k": {"failures": {"m": {"reason": "x", "until": NaN}}}}}',
+    b'{"verdicts": {"k": {"failures": {"m": {"reason": "x", "until": 1, "log": "x"}}}}}',
+    b'{"verdicts": {"k": {"failures": {"m": {"reason": "x", "until": 1, "log": [%s]}}}}}' % b",".join([b'"x"'] * 51),
+    b'{"verdicts": {"k": {"failures": {"m": {"reason": "%s", "until": 1}}}}}' % (b"x" * 20_001),
     b'{"hashes": {"/x": {"size": 1}}}',
     b'{"hashes": {"/x": [1, 2, 3]}}',
     b'{"unreached": {"host": "now"}}',
@@ -276,6 +553,18 @@ def test_a_spoilt_file_is_no_misfortune(tmp_path: Path, content: bytes) -> None:
     assert Verdicts(tmp_path).get("k") == Verdict(proved=True)
 
 
+def test_what_an_older_version_has_written_besides_is_skipped(tmp_path: Path) -> None:
+    known = {"version": "7", "proved": True, "reason": "it crashed", "model": "m", "log": "x"}
+    (tmp_path / "engines.json").write_text(json.dumps({"verdicts": {"k": known}, "more": []}))
+    assert Verdicts(tmp_path).get("k") == Verdict(version="7", proved=True)
+
+
+def test_failures_are_kept_with_the_rest(tmp_path: Path) -> None:
+    verdict = Verdict(version="7").with_failure("m", Failure("x", 1.5, ["a line"])).with_failure(None, failure_for(1))
+    Verdicts(tmp_path).put("k", verdict)
+    assert Verdicts(tmp_path).get("k") == verdict
+
+
 def test_a_file_that_is_spoilt_later_is_forgotten(tmp_path: Path) -> None:
     known = Verdicts(tmp_path)
     known.put("k", Verdict(proved=True))
@@ -289,7 +578,7 @@ def test_a_verdict_on_another_program_proves_nothing(tmp_path: Path, program: Pa
     prove(tmp_path, program)
     path = tmp_path / "engines.json"
     known = json.loads(path.read_bytes())
-    known["verdicts"] = {verdict_key("0" * 64, "explicit", None, ""): {"proved": True}}
+    known["verdicts"] = {verdict_key("0" * 64, "path", None, ""): {"proved": True}}
     path.write_text(json.dumps(known))
     prove(tmp_path, program)
     assert tests.trials == ["m", "m"]

@@ -35,6 +35,21 @@ def test_our_numbers_are_meant() -> None:
     assert "key" not in found.values()
 
 
+def test_an_engine_is_tried_small_and_with_the_caller_s_flags() -> None:
+    start = resolved(extra_args=["--no-mmap", "--override-kv", "a=int:1"])
+    words = llama_flags.trial_arguments(start, model(1), 1234)
+    assert words[-4:] == ["--no-warmup", "--no-mmap", "--override-kv", "a=int:1"]
+    found = dict(zip(words, [*words[1:], ""], strict=True))
+    assert (found["--port"], found["--n-gpu-layers"], found["--fit"]) == ("1234", "1", "off")
+
+
+def test_an_engine_for_images_is_tried_with_the_flags_it_is_run_with() -> None:
+    config = DiffusionServerConfig(model_id="m", gpu_layers=0, vram_budget=512, extra_args=["--diffusion-fa"])
+    words = sd_flags.arguments(config, model(1), 1234, 2)
+    assert words[-5:] == ["--clip-on-cpu", "--vae-on-cpu", "--max-vram", "0.5", "--diffusion-fa"]
+    assert sd_flags.memory_flags(config) == words[-5:]
+
+
 def test_the_environment_holds_the_key_and_the_cards() -> None:
     assert llama_flags.environment_of(resolved()) == {"LLAMA_API_KEY": "key"}
     two = msgspec.structs.replace(resolved(), visible=("GPU-1", "GPU-2"), api_key=None)

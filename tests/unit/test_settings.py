@@ -128,6 +128,12 @@ def test_a_mirror_for_engines(tmp_path: Path, text: str, mirror: str | None) -> 
         "https://a\\b",
         "yes",
         "on",
+        "https://mirror.example:port",
+        "https://mirror.example:99999",
+        "https://mirror.example:-1",
+        "https://:80",
+        "https://[::1",
+        "https://a]b",
     ],
 )
 def test_a_mirror_that_is_no_address_is_refused_by_name(tmp_path: Path, text: str) -> None:
@@ -135,6 +141,29 @@ def test_a_mirror_that_is_no_address_is_refused_by_name(tmp_path: Path, text: st
         Settings.from_environment({"GENAI_NOTEBOOK_HOME": str(tmp_path), "GENAI_NOTEBOOK_MIRROR": text})
     assert caught.value.details == {"field": "GENAI_NOTEBOOK_MIRROR"}
     assert "'off'" in (caught.value.hint or "")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "https://user:secret@mirror.example:port",
+        "https://user:secret@[::1",
+        "https://user:sec@secret@mirror.example:99999",
+        "https://user:/secret@mirror example",
+        "https://user:\nsecret@mirror.example",
+        "HTTPS:/user:secret@mirror.example",
+        "ftp://user:secret@mirror.example",
+        "user:secret@mirror.example",
+    ],
+)
+def test_a_password_for_the_mirror_is_never_shown(tmp_path: Path, text: str) -> None:
+    with pytest.raises(InvalidRequestError, match="GENAI_NOTEBOOK_MIRROR") as caught:
+        Settings.from_environment({"GENAI_NOTEBOOK_HOME": str(tmp_path), "GENAI_NOTEBOOK_MIRROR": text})
+    error = caught.value
+    for said in (str(error), repr(error), repr(error.details), str(error.hint)):
+        assert "secret" not in said
+        assert "user" not in said
+    assert error.__context__ is None
 
 
 def mode(path: Path) -> int:

@@ -34,7 +34,11 @@ OnProgress = Callable[[EngineProgress], None]
 
 
 class NotNowError(Exception):
-    """The build cannot be had right now; another time it may."""
+    """The build cannot be had right now; another time it may. `wished`: the user wants it so."""
+
+    def __init__(self, reason: str, *, wished: bool = False) -> None:
+        super().__init__(reason)
+        self.wished = wished
 
 
 class Arrivals:
@@ -97,7 +101,7 @@ class Arrivals:
         NotNowError: downloads are switched off, or, unless one insists, this one has failed a moment ago.
         """
         if not self._allowed:
-            raise NotNowError(SWITCHED_OFF)
+            raise NotNowError(SWITCHED_OFF, wished=True)
         reason = None if insist else self.postponed(build)
         if reason is not None:
             raise NotNowError(reason)

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import threading
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from genai_notebook.core.processes.environment import child_environment
 
@@ -23,7 +24,12 @@ class CheckFailedError(Exception):
 
 
 def check_runs(
-    argv: Sequence[str], *, flags: Sequence[str], env: Mapping[str, str] | None = None, seconds: float = SECONDS
+    argv: Sequence[str],
+    *,
+    flags: Sequence[str],
+    env: Mapping[str, str] | None = None,
+    seconds: float = SECONDS,
+    cwd: Path | None = None,
 ) -> str:
     """Run `argv` with each of `flags` until one ends with exit code 0; what it printed is returned. Blocks.
 
@@ -33,7 +39,7 @@ def check_runs(
     failure = CheckFailedError("nothing to try")
     for flag in flags:
         try:
-            return _run([*argv, flag], env, seconds)
+            return _run([*argv, flag], env, seconds, cwd)
         except CheckFailedError as error:
             failure = error
     raise failure
@@ -45,7 +51,7 @@ def version_in(output: str) -> str | None:
     return match[1] if match else None
 
 
-def _run(argv: list[str], env: Mapping[str, str] | None, seconds: float) -> str:
+def _run(argv: list[str], env: Mapping[str, str] | None, seconds: float, cwd: Path | None) -> str:
     shown = argv[-1]
     try:
         process = subprocess.Popen(
@@ -54,6 +60,7 @@ def _run(argv: list[str], env: Mapping[str, str] | None, seconds: float) -> str:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             env=child_environment(env),
+            cwd=cwd,
             start_new_session=True,
         )
     except OSError as error:

@@ -8,7 +8,6 @@ from typing import Any
 from genai_notebook.core.engines.catalog import Build
 from genai_notebook.core.engines.places import Look
 from genai_notebook.core.engines.proof import Prover, UnusableError
-from genai_notebook.core.engines.verdicts import Verdict
 from genai_notebook.core.schema import EngineCandidate
 
 
@@ -28,11 +27,21 @@ def describe(look: Look, prover: Prover, postponed: Callable[[Build], str | None
         engine, verdict = prover.known(look)
     except UnusableError as error:
         return _candidate(look, "failed", str(error), log=error.log or None)
-    known = verdict or Verdict()
-    state = "works" if known.proved else "failed" if known.reason else "usable"
-    version = look.release or engine.version
+    failed = {model: failure for model, failure in verdict.failures.items() if failure.counts}
+    everywhere = failed.pop("", None)
+    works = verdict.proved and everywhere is None
+    failure = everywhere or next(reversed(failed.values()), None)
+    reason = failure.reason if failure is not None else None
+    if works and reason is not None:
+        reason = f"not with {next(reversed(failed))}: {reason}"
     return _candidate(
-        look, state, known.reason, name=engine.name, version=version, gpu=known.gpu, log=known.log or None
+        look,
+        "works" if works else "failed" if failure is not None else "usable",
+        reason,
+        name=engine.name,
+        version=look.release or engine.version,
+        gpu=verdict.gpu,
+        log=(failure.log or None) if failure is not None and not works else None,
     )
 
 

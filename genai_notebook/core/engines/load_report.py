@@ -38,6 +38,7 @@ _GPU_ERROR = re.compile(
 )
 #: With this an engine goes on, on the CPU.
 _NO_GPU = re.compile(_WHERE + r"ggml_\w+_init: (failed to initialize .+)")
+_UNKNOWN_FLAG = re.compile(_START + r"(?:invalid|unknown) argument: (\S+)")
 # Why a model cannot be loaded, then that it cannot.
 _MODEL_REASON = re.compile(
     _START + r"(?:error loading model: (.+)|(unknown format .+|read tensor data failed: .+|(?:\w+ model )?tensor '.+))"
@@ -73,6 +74,8 @@ class LoadReport:
         self.gpu_error: str | None = None
         #: Why the engine found no GPU, if it said so.
         self.no_gpu: str | None = None
+        #: A flag that the engine refused.
+        self.unknown_flag: str | None = None
         self._model_reason: str | None = None
         self._model_error: str | None = None
         self._layers: int | None = None
@@ -92,6 +95,8 @@ class LoadReport:
             self.gpu_error = message
         elif level in ("error", "warn") and (_MODEL_REASON.match(message) or _MODEL_ERROR.match(message)):
             self._blame_model(message)
+        elif match := _UNKNOWN_FLAG.match(message):
+            self.unknown_flag = match[1]
         elif match := _NO_GPU.match(message):
             self.no_gpu = match[1]
         elif match := _BUFFER.match(message):

@@ -9,15 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import builtins
-import os
 import threading
-import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import msgspec
-from msgspec import Struct
 
 from genai_notebook.core.callbacks import deliver_here
 from genai_notebook.core.engines import places
@@ -26,12 +23,13 @@ from genai_notebook.core.engines.catalog import CATALOG, Build
 from genai_notebook.core.engines.choices import Choices
 from genai_notebook.core.engines.engine import KINDS, PROJECTS, Engine, Kind
 from genai_notebook.core.engines.listing import describe, first_usable
+from genai_notebook.core.engines.memory import Memory, own_path
 from genai_notebook.core.engines.places import Look
 from genai_notebook.core.engines.proof import Prover, UnusableError
 from genai_notebook.core.engines.releases import Releases
 from genai_notebook.core.engines.search import HINT, VARIABLES, WORDS, Found, Search, bring, unusable
 from genai_notebook.core.engines.trial import Trial
-from genai_notebook.core.engines.verdicts import UNREACHED, Verdicts, drivers_of
+from genai_notebook.core.engines.verdicts import Verdicts, drivers_of
 from genai_notebook.core.processes.registry import EngineRegistry
 from genai_notebook.core.schema import EngineCandidate, EngineProgress
 from genai_notebook.core.settings import OFF, Settings
@@ -44,14 +42,6 @@ OnLog = Callable[[str, str], None]
 OnProgress = Callable[[EngineProgress], None]
 #: What engines of a kind can be tried with right now, or, in words, why there is nothing.
 FindTrial = Callable[[Kind], Awaitable["Trial | str"]]
-
-
-class _Remembered(Struct, frozen=True):
-    """The engine in use. `until`: when a better one is worth another try."""
-
-    found: Found
-    stamp: tuple[Any, ...]
-    until: float
 
 
 class BinaryManager:
@@ -84,8 +74,8 @@ class BinaryManager:
         self._choices = Choices(self.settings.engines)
         self._releases = Releases(self.settings.engines, None if mirror == OFF else mirror)
         self._arrivals = Arrivals(self._releases, self._verdicts, allowed=mirror != OFF)
-        self._remembered: dict[Kind, _Remembered] = {}
-        self._locks: dict[Kind, asyncio.Lock] = {}
+        self._memory = Memory(self.settings, self._choices)
+        self._locks: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, asyncio.Lock]] = WeakKeyDictionary()
         #: What `test` tries engines with. Set by the Runtime, which knows the models.
         self.find_trial: FindTrial | None = None
 
@@ -105,6 +95,7 @@ class BinaryManager:
         *,
         trial: Trial | None = None,
         force_validation: bool = False,
+        stay: bool = False,
         on_log: OnLog | None = None,
         on_progress: OnProgress | None = None,
     ) -> Engine:
@@ -116,6 +107,7 @@ class BinaryManager:
             kind: 'llama' or 'diffusion'.
             trial: what it must be able to load and compute; None: it must only run.
             force_validation: forget what is known, and make all tests again, in their order.
+            stay: keep to the engine that was used last, while it is there, though a better one might be had by now.
             on_log: called with (message, level) for every step worth telling.
             on_progress: told how far downloads and tests are.
 
@@ -124,11 +116,11 @@ class BinaryManager:
             ServerError: the model of the trial cannot be loaded (MODEL_UNUSABLE).
         """
         _check_kind(kind)
-        if (known := self._good_enough(kind, trial, force_validation)) is not None:
+        if (known := self._good_enough(kind, trial, force_validation, stay)) is not None:
             return known
-        async with self._locks.setdefault(kind, asyncio.Lock()):
+        async with self._lock(kind):
             # Perhaps somebody else has just found it.
-            if (known := self._good_enough(kind, trial, force_validation)) is not None:
+            if (known := self._good_enough(kind, trial, force_validation, stay)) is not None:
                 return known
             search = Search(
                 kind,
@@ -140,33 +132,27 @@ class BinaryManager:
                 tell=on_log or _to_no_one,
                 progress=on_progress or _to_no_one,
             )
-            before = None if force_validation else self._recall(kind)
+            before = None if force_validation else self._memory.recall(kind)
             return await self._search(kind, search, before)
 
-    def _good_enough(self, kind: Kind, trial: Trial | None, force: bool) -> Engine | None:
-        found = None if force else self._recall(kind)
-        return found.engine if found is not None and (trial is None or found.is_for(trial.model_id)) else None
-
-    def _recall(self, kind: Kind) -> Found | None:
-        """What the last search found, while that still holds."""
-        known = self._remembered.get(kind)
-        if known is None or time.monotonic() > known.until:
-            return None
-        return known.found if known.stamp == self._stamp(kind, known.found.engine) else None
-
-    def _stamp(self, kind: Kind, engine: Engine) -> tuple[Any, ...]:
-        """What must not have changed for an engine to be still the right one."""
-        # Of an engine that runs through Python its own program is the last word.
-        return str(self._own(kind)), self._choices.get(kind), _file_stamp(engine.argv[0]), _file_stamp(engine.argv[-1])
+    def _good_enough(self, kind: Kind, trial: Trial | None, force: bool, stay: bool) -> Engine | None:
+        found = None if force else self._memory.recall(kind, stay=stay)
+        if found is None or trial is None:
+            return found.engine if found is not None else None
+        good = found.can_run(trial.model_id) if stay else found.is_for(trial.model_id)
+        return found.engine if good else None
 
     async def _search(self, kind: Kind, search: Search, before: Found | None) -> Engine:
         found = await search.run(await self._looks(kind), self._choices.get(kind), before)
         engine = found.engine
         if before is None or before.engine.name != engine.name:
             search.tell(f"engine: {engine.name}", "info")
-        until = time.monotonic() + UNREACHED if found.postponed else float("inf")
-        self._remembered[kind] = _Remembered(found, self._stamp(kind, engine), until)
+        self._memory.note(kind, found)
         return engine
+
+    def _lock(self, name: str) -> asyncio.Lock:
+        """The lock of that name for whoever runs on this loop."""
+        return self._locks.setdefault(asyncio.get_running_loop(), {}).setdefault(name, asyncio.Lock())
 
     # ---- all of them ------------------------------------------------------------------------------------------------
 
@@ -180,7 +166,7 @@ class BinaryManager:
         prover, looks = await self._prover(), await self._looks(kind)
         postponed = self._arrivals.postponed
         candidates = await asyncio.to_thread(lambda: [describe(look, prover, postponed) for look in looks])
-        known = self._recall(kind)
+        known = self._memory.recall(kind)
         used = known.engine.name if known is not None else first_usable(candidates, self._choices.get(kind))
         marked = [msgspec.structs.replace(each, in_use=True if each.name == used else None) for each in candidates]
         return builtins.list(zip(looks, marked, strict=True))
@@ -206,12 +192,18 @@ class BinaryManager:
             await asyncio.to_thread(self._choices.set, kind, None)
             listing = [candidate for _, candidate in await self._listing(kind)]
             return next((candidate for candidate in listing if candidate.in_use), listing[0])
-        look, _ = await self._named(kind, str(name))
-        if self._own(kind) is not None:
+        look, _ = await self._named(kind, str(name), here=False)
+        if own_path(self.settings, kind) is not None:
             raise InvalidRequestError(
                 f"{VARIABLES[kind]} names the engine to use.",
                 {"field": "name"},
                 hint=f"Unset {VARIABLES[kind]} to use another one.",
+            )
+        if look.installed is not None and look.build is None:
+            raise InvalidRequestError(
+                f"{look.name} is an older release, which only stands in for the pinned one.",
+                {"field": "name"},
+                hint=f"%genai engines use {WORDS[kind]} {look.variant}, or name its program in {VARIABLES[kind]}.",
             )
         if look.state == "available":
             await self.install(kind, look.name)
@@ -243,7 +235,7 @@ class BinaryManager:
                 hint=f"%genai engines install {WORDS[kind]} {look.variant}" if look.state == "available" else None,
             )
         trial = await self.find_trial(kind) if self.find_trial is not None else "no model is at hand"
-        self._remembered.pop(kind, None)
+        self._memory.forget(kind)
         try:
             await self._prove(look, trial if isinstance(trial, Trial) else None)
         except BinaryError as error:
@@ -286,14 +278,13 @@ class BinaryManager:
             heard(news)
 
         prover = await self._prover()
-        async with self._locks.setdefault(kind, asyncio.Lock()):
-            try:
-                await bring(look.build, prover, self._arrivals, progress, patient=True, insist=True)
-            except NotNowError as error:
-                raise DownloadError(f"{look.name} cannot be fetched: {error}.", {"reason": "unreachable"}) from error
-            except UnusableError as error:
-                raise unusable(look, error) from error
-            self._remembered.pop(kind, None)
+        try:
+            await bring(look.build, prover, self._arrivals, progress, patient=True, insist=True)
+        except NotNowError as error:
+            raise DownloadError(f"{look.name} cannot be fetched: {error}.", {"reason": "unreachable"}) from error
+        except UnusableError as error:
+            raise unusable(look, error) from error
+        self._memory.forget(kind)
         return await self._listed(kind, look)
 
     async def remove(self, kind: Kind, name: str | None = None) -> EngineCandidate:
@@ -318,7 +309,7 @@ class BinaryManager:
         running = await asyncio.to_thread(EngineRegistry(self.settings.run).engines)
         if any(record.engine == look.name for record in running):
             raise BinaryError(f"{look.name} is running.", {"engine": look.name}, hint="Stop it first: %genai stop")
-        self._remembered.pop(kind, None)
+        self._memory.forget(kind)
         await asyncio.to_thread(self._releases.remove, look.installed)
         return await self._listed(kind, look)
 
@@ -370,18 +361,16 @@ class BinaryManager:
 
     # ---- where engines are ------------------------------------------------------------------------------------------
 
-    def _own(self, kind: Kind) -> Path | None:
-        return self.settings.llama_server if kind == "llama" else self.settings.sd_server
-
     async def _prover(self) -> Prover:
-        return Prover(self._verdicts, drivers_of((await self._system.detect()).gpus))
+        drivers = drivers_of((await self._system.detect()).gpus)
+        return Prover(self._verdicts, drivers, self.settings.run, self._lock("trials"))
 
     async def _looks(self, kind: Kind) -> builtins.list[Look]:
         """All places, in their order."""
         machine = await self._system.detect()
         platform = get_platform_key()
         builds = [build for build in self._catalog if build.kind == kind and build.platform == platform]
-        own = self._own(kind)
+        own = own_path(self.settings, kind)
 
         def look() -> Iterator[Look]:
             if own is not None:
@@ -396,14 +385,6 @@ class BinaryManager:
 def _check_kind(kind: str) -> None:
     if kind not in KINDS:
         raise InvalidRequestError(f"kind: must be one of {', '.join(KINDS)}, not {kind!r}.", {"field": "kind"})
-
-
-def _file_stamp(path: Path | str | None) -> tuple[int, int, int] | None:
-    try:
-        status = os.stat(path) if path is not None else None
-    except OSError:
-        return None
-    return (status.st_mtime_ns, status.st_size, status.st_ino) if status is not None else None
 
 
 def _to_no_one(*_: object) -> None:

@@ -224,6 +224,11 @@ def wheels_identity(kind: Kind) -> str:
     return digest.hexdigest()
 
 
+def wheels_version(kind: Kind) -> str | None:
+    """The version of the wheel that is installed now; None: none is."""
+    return _version_of(WHEELS[kind][0][1])
+
+
 def _may_use_gpu(version: str | None) -> bool | None:
     """The index's wheels are built for Metal on macOS and for the CPU elsewhere; GPU builds from other places have a
     local version, such as 0.2.0+cu128.

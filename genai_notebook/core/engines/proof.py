@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+from typing import Any
 
 import msgspec
 from msgspec import Struct
@@ -13,8 +17,13 @@ from genai_notebook.core.engines.check import CheckFailedError, check_runs, vers
 from genai_notebook.core.engines.engine import Engine
 from genai_notebook.core.engines.places import Look, named, wheels_identity
 from genai_notebook.core.engines.trial import InconclusiveError, Trial, TrialFailedError, try_engine
-from genai_notebook.core.engines.verdicts import Verdict, Verdicts, verdict_key
+from genai_notebook.core.engines.verdicts import BRIEFLY, FOR_A_DAY, Failure, Verdict, Verdicts, verdict_key
+from genai_notebook.core.settings import private_folder
 from genai_notebook.errors import FileSystemError
+
+#: Seconds that a program gets for showing that it runs; and one that has just been unpacked, which virus scanners look
+#: at first.
+RUN, FIRST_RUN = 5.0, 20.0
 
 Tell = Callable[[str, str], None]
 
@@ -38,10 +47,13 @@ class UnusableError(Exception):
 
 
 class Proven(Struct, frozen=True):
-    """An engine that passed. `computed`: whether it has passed phase 2 too, now or before."""
+    """An engine that passed. `computed`: whether it has passed phase 2 too, now or before; `unfit`: the models that it
+    is known to fail with all the same.
+    """
 
     engine: Engine
     computed: bool
+    unfit: frozenset[str] = frozenset()
 
 
 class Prover:
@@ -50,11 +62,17 @@ class Prover:
     Args:
         verdicts: where what they show is kept.
         drivers: the GPU drivers of this machine, in a word: with others the tests are made again.
+        folder: where programs are run.
+        trials: entered for each trial: two at once would both count on the same free memory.
     """
 
-    def __init__(self, verdicts: Verdicts, drivers: str) -> None:
+    def __init__(
+        self, verdicts: Verdicts, drivers: str, folder: Path, trials: AbstractAsyncContextManager[Any]
+    ) -> None:
         self._verdicts = verdicts
         self._drivers = drivers
+        self._folder = folder
+        self._trials = trials
 
     # ---- what is known
 
@@ -73,22 +91,24 @@ class Prover:
             raise UnusableError(error.message) from error
         return identity, self._verdicts.get(self._key(look, identity))
 
-    def known(self, look: Look) -> tuple[Engine, Verdict | None]:
-        """The engine that was found, and what is known of it. A program has to run once for that; wheels have their
-        version written on them. Blocks.
+    def known(self, look: Look) -> tuple[Engine, Verdict]:
+        """The engine that was found, and what is known of it. A program has to run once for that, and again when what
+        spoke against it is over; wheels have their version written on them. Blocks.
 
         Raises:
             UnusableError: it does not run.
         """
         identity, verdict = self.identify(look)
-        if verdict is None and look.variant != "embedded":
-            verdict = self._phase_1(look, identity)
-        return _engine(look, identity, verdict or Verdict()), verdict
+        unclear = verdict is None or ("" in verdict.failures and verdict.failure_with(None) is None)
+        if unclear and look.variant != "embedded":
+            verdict = self._phase_1(look, identity, verdict or Verdict())
+        return _engine(look, identity, verdict or Verdict()), verdict or Verdict()
 
     def condemned(self, build: Build) -> str | None:
         """Why a build does not run here, if it was fetched before and found so."""
         verdict = self._verdicts.get(self._build_key(build))
-        return verdict.reason if verdict is not None else None
+        failure = verdict.failure_with(None) if verdict is not None else None
+        return failure.reason if failure is not None else None
 
     # ---- tests
 
@@ -99,9 +119,9 @@ class Prover:
             UnusableError: it does not run here; that is remembered, or it would be fetched again and again.
         """
         try:
-            self._check(look)
+            self._check(look, FIRST_RUN)
         except UnusableError as error:
-            self._verdicts.put(self._build_key(build), Verdict(reason=str(error)))
+            self._verdicts.put(self._build_key(build), Verdict().with_failure(None, _failure(error, FOR_A_DAY)))
             raise
         if self.condemned(build) is not None:  # it is here because somebody has insisted
             self._verdicts.put(self._build_key(build), Verdict())
@@ -121,38 +141,41 @@ class Prover:
             ServerError: as `try_engine`.
         """
         identity, verdict = await asyncio.to_thread(self.identify, look)
-        if again or verdict is None:
+        model = trial.model_id if trial is not None else None
+        # What the user has named is meant: nothing stands in for it, so each start asks it anew.
+        if verdict is not None and not again and look.variant != "explicit":
+            _raise_known_failure(verdict, model)
+        if again or verdict is None or "" in verdict.failures:
             begin()
-            # Who asks for phase 1 alone does not take back what phase 2 has shown.
-            before = verdict if trial is None else None
-            verdict = await asyncio.to_thread(self._phase_1, look, identity, before)
-        elif verdict.condemns(trial.model_id if trial else None):
-            reason = f"{verdict.reason} (in an earlier test)"
-            raise UnusableError(reason, verdict.log, model_only=verdict.model is not None)
+            verdict = await asyncio.to_thread(self._phase_1, look, identity, verdict or Verdict())
         engine = _engine(look, identity, verdict)
-        if trial is None or (verdict.proved and not again):
-            return Proven(engine, verdict.proved)
+        if trial is None or (verdict.proved and trial.model_id not in verdict.failures and not again):
+            return Proven(engine, verdict.proved, verdict.unfit)
         begin()
-        tell(f"testing {engine.name} with {trial.model_id}", "info")
-        return await self._phase_2(look, engine, verdict, trial, tell)
+        async with self._trials:
+            # Another trial may have shown something while this one waited.
+            verdict = self._verdicts.get(self._key(look, identity)) or verdict
+            tell(f"testing {engine.name} with {trial.model_id}", "info")
+            return await self._phase_2(look, engine, verdict, trial, tell)
 
-    def _phase_1(self, look: Look, identity: str, before: Verdict | None = None) -> Verdict:
+    def _phase_1(self, look: Look, identity: str, before: Verdict) -> Verdict:
+        """See that it runs; what is known of phase 2 stays as it is."""
         try:
-            version = self._check(look)
+            version = self._check(look, RUN)
         except UnusableError as error:
-            self._keep(look, identity, Verdict(reason=str(error)))
+            self._keep(look, identity, before.with_failure(None, _failure(error, BRIEFLY)))
             raise
-        proved = before is not None and before.proved
-        verdict = Verdict(version=version, proved=proved, gpu=before.gpu if before is not None and proved else None)
+        verdict = msgspec.structs.replace(before.without_failure(), version=version)
         self._keep(look, identity, verdict)
         return verdict
 
-    @staticmethod
-    def _check(look: Look) -> str | None:
+    def _check(self, look: Look, seconds: float) -> str | None:
         """See that it runs, and return its version."""
         assert look.engine is not None
+        argv, env = look.program or look.engine.argv, look.engine.env
         try:
-            output = check_runs(look.program or look.engine.argv, flags=look.checks, env=look.engine.env)
+            # In a folder of ours: programs look for libraries, and Python for modules, where they are started.
+            output = check_runs(argv, flags=look.checks, env=env, seconds=seconds, cwd=private_folder(self._folder))
         except CheckFailedError as error:
             raise UnusableError(str(error)) from error
         return look.engine.version or version_in(output)
@@ -160,21 +183,21 @@ class Prover:
     async def _phase_2(self, look: Look, engine: Engine, verdict: Verdict, trial: Trial, tell: Tell) -> Proven:
         try:
             proof = await try_engine(engine, trial)
-        except TrialFailedError as error:
-            if error.lasting:
-                model = trial.model_id if error.model_only else None
-                failed = msgspec.structs.replace(verdict, proved=False, reason=str(error), model=model, log=error.log)
-                self._keep(look, engine.identity, failed)
-            raise UnusableError(str(error), error.log, model_only=error.model_only, lasting=error.lasting) from error
+        except TrialFailedError as failed:
+            model = trial.model_id if failed.model_only else None
+            error = UnusableError(str(failed), failed.log, model_only=failed.model_only, lasting=failed.lasting)
+            if failed.lasting:
+                self._keep(look, engine.identity, verdict.with_failure(model, _failure(error, FOR_A_DAY)))
+            raise error from failed
         except InconclusiveError as error:
             tell(f"{engine.name} could not be tested, for want of memory: {error}", "warn")
             return Proven(engine, computed=False)
         gpu = proof.gpu if proof.gpu is not None else engine.gpu
-        proved = Verdict(version=verdict.version, proved=True, gpu=gpu)
+        proved = msgspec.structs.replace(verdict.without_failure(trial.model_id), proved=True, gpu=gpu)
         self._keep(look, engine.identity, proved)
         where = "" if gpu is None else " on the GPU" if gpu else " on the CPU"
         tell(f"{engine.name} works{where}", "info")
-        return Proven(_engine(look, engine.identity, proved), computed=True)
+        return Proven(_engine(look, engine.identity, proved), computed=True, unfit=proved.unfit)
 
     def _keep(self, look: Look, identity: str, verdict: Verdict) -> None:
         self._verdicts.put(self._key(look, identity), verdict)
@@ -184,6 +207,16 @@ class Prover:
 
     def _key(self, look: Look, identity: str) -> str:
         return verdict_key(identity, look.variant, look.release, self._drivers)
+
+
+def _failure(error: UnusableError, seconds: float) -> Failure:
+    return Failure(str(error), time.time() + seconds, error.log[-50:])
+
+
+def _raise_known_failure(verdict: Verdict, model: str | None) -> None:
+    if (failure := verdict.failure_with(model)) is not None:
+        model_only = failure is not verdict.failures.get("")
+        raise UnusableError(f"{failure.reason} (in an earlier test)", failure.log, model_only=model_only)
 
 
 def _engine(look: Look, identity: str, verdict: Verdict) -> Engine:

@@ -33,6 +33,8 @@ from genai_notebook.core.settings import private_folder
 from genai_notebook.errors import BinaryError, DownloadError, FileSystemError, InsufficientResourcesError
 
 _MANIFEST = "install.json"
+#: Seconds without use after which a release goes that another one takes the place of.
+UNUSED = 7 * 86_400
 #: Seconds after which nobody is expected to come back for the rest of an archive.
 _KEPT = 14 * 86_400
 
@@ -101,7 +103,7 @@ class Releases:
         private_folder(private_folder(self._folder) / ".incoming")
         self._tidy_up()
         with self._room(f"{build.kind}-{_name(build)}", work) as room:
-            if (found := self.find(build)) is not None:
+            if (found := self.find(build)) is not None and _is_good(found, accept):
                 return found
             if build.runtime is not None:
                 self._bring_runtime(build.runtime, work, connect_limit)
@@ -126,15 +128,18 @@ class Releases:
                     self._discard(folder)
 
     def retire(self, proved: Installed) -> None:
-        """Delete what `proved` takes the place of: other releases of the same kind and variant. One that still runs on
-        a system that keeps its files stays until the next time.
+        """Delete what `proved` takes the place of: releases of the same kind and variant that nobody has used for a
+        week. Sooner would not do: two environments may pin different ones, and share this folder.
         """
+        with contextlib.suppress(OSError):
+            os.utime(proved.folder / _MANIFEST)
         manifest = proved.manifest
         name = f"{manifest.kind}-{manifest.tag}-{manifest.variant}"
         with contextlib.suppress(OSError, FileSystemError, DownloadError), self._room(name, _impatient()):
             pass  # what is left of its arrival, if that was cut off in its last moment
         for other in self.all_of(manifest.kind):
-            if other.manifest.variant == manifest.variant and other.folder != proved.folder:
+            same = other.manifest.variant == manifest.variant and other.folder != proved.folder
+            if same and _unused(other.folder / _MANIFEST) > UNUSED:
                 with contextlib.suppress(FileSystemError):
                     self.remove(other)
 
@@ -294,6 +299,23 @@ class Releases:
                 elif age > _KEPT:
                     with locked(self._incoming / f"{folder.name}.lock", _impatient()):
                         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_good(found: Installed, accept: Try) -> bool:
+    """Whether a build that is here still runs; for one that does not a new copy of itself is brought."""
+    try:
+        accept(found)
+    except Exception:
+        return False
+    return True
+
+
+def _unused(manifest: Path) -> float:
+    """Seconds since a build was used last."""
+    try:
+        return time.time() - manifest.stat().st_mtime
+    except OSError:
+        return 0.0
 
 
 def _impatient() -> Work:

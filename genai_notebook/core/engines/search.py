@@ -14,12 +14,12 @@ from genai_notebook.core.engines.arrivals import Arrivals, NotNowError, OnProgre
 from genai_notebook.core.engines.catalog import Build
 from genai_notebook.core.engines.engine import PROGRAMS, PROJECTS, Engine, Kind
 from genai_notebook.core.engines.places import Look
-from genai_notebook.core.engines.proof import Prover, Tell, UnusableError
+from genai_notebook.core.engines.proof import Proven, Prover, Tell, UnusableError
 from genai_notebook.core.engines.releases import Installed, Releases
 from genai_notebook.core.engines.trial import Trial
 from genai_notebook.core.schema import EngineProgress
 from genai_notebook.core.settings import PREFIX
-from genai_notebook.errors import BinaryError, GenaiNotebookError
+from genai_notebook.errors import BinaryError, GenaiNotebookError, InvalidRequestError
 
 HINT = "pip install genai-notebook[embedded]"
 #: What the magics call the kinds.
@@ -54,6 +54,7 @@ class Found(Struct, frozen=True):
         computed: whether it has passed phase 2.
         tried: what was tried before it.
         model: what it was to load and compute with.
+        unfit: the models that it is known to fail with.
     """
 
     look: Look
@@ -61,10 +62,18 @@ class Found(Struct, frozen=True):
     computed: bool
     tried: list[Tried]
     model: str | None = None
+    unfit: frozenset[str] = frozenset()
 
     def is_for(self, model: str) -> bool:
-        """Whether it is the one to use for this model, as far as is known."""
-        return self.computed and (self.model == model or not any(each.model_only for each in self.tried))
+        """Whether it is the one to use for this model, as far as is known: what failed with another model, or for want
+        of memory, may be better now.
+        """
+        only = [each for each in self.tried if each.model_only]
+        return self.can_run(model) and not any(each.postponed or self.model != model for each in only)
+
+    def can_run(self, model: str) -> bool:
+        """Whether it computes, and is not known to fail with this model."""
+        return self.computed and model not in self.unfit
 
     @property
     def postponed(self) -> bool:
@@ -114,6 +123,7 @@ class Search:
             ServerError: the model of the trial cannot be loaded.
         """
         tried = [each for each in before.tried if not each.model_only] if before is not None else []
+        strange: Exception | None = None
         skipped = {each.look.name for each in tried}
         for number, look in enumerate(looks):
             if look.name in skipped:
@@ -122,34 +132,40 @@ class Search:
                 continue
             has_fallback = chosen is None and any(other.state == "found" for other in looks[number + 1 :])
             try:
-                found, engine, computed = await self._attempt(look, patient=not has_fallback)
+                found, proven = await self._attempt(look, patient=not has_fallback)
             except (NotNowError, UnusableError, GenaiNotebookError) as error:
-                if isinstance(error, GenaiNotebookError) and error.code == "MODEL_UNUSABLE":
-                    raise
+                if _is_about_the_request(error):
+                    # Another engine may know a model or a flag that this one does not; a broken file stays broken.
+                    if look.variant == "explicit" or not _may_be_known_elsewhere(error):
+                        raise
+                    strange = strange or error
                 tried.append(_tried(look, error))
                 # What nobody asked for and is not there is no news.
-                quiet = look.state in ("missing", "unsupported")
+                quiet = look.state in ("missing", "unsupported") or getattr(error, "wished", False)
                 self.tell(f"engine: {look.name}: {error}", "debug" if quiet else "warn")
                 if look.variant == "explicit":
                     raise _explicit_error(self._kind, tried[-1]) from error
             else:
-                return Found(found, engine, computed, tried, self._trial.model_id if self._trial else None)
-        raise _none_error(self._kind, tried, chosen)
+                model = self._trial.model_id if self._trial else None
+                return Found(found, proven.engine, proven.computed, tried, model, proven.unfit)
+        raise strange or _none_error(self._kind, tried, chosen)
 
-    async def _attempt(self, look: Look, *, patient: bool) -> tuple[Look, Engine, bool]:
-        """The place as it is now, its engine, which has passed, and whether that has computed.
+    async def _attempt(self, look: Look, *, patient: bool) -> tuple[Look, Proven]:
+        """The place as it is now, and its engine, which has passed.
 
         Raises:
             NotNowError, UnusableError, GenaiNotebookError: it cannot be had, or does not pass.
         """
         if look.state == "available":
             assert look.build is not None
+            # Where there is nothing else, what has failed a moment ago is worth another try.
+            insist = self._again or patient
             if not self._again and (reason := self._prover.condemned(look.build)) is not None:
                 raise UnusableError(f"{reason} (in an earlier test)")
-            self._arrivals.require_allowed(look.build, self._again)
+            self._arrivals.require_allowed(look.build, insist)
             self.tell(f"fetching {look.name}", "info")
             installed = await bring(
-                look.build, self._prover, self._arrivals, self._progress, patient=patient, insist=self._again
+                look.build, self._prover, self._arrivals, self._progress, patient=patient, insist=insist
             )
             look = places.installed_look(installed, look.build)
         elif look.state != "found":
@@ -169,7 +185,7 @@ class Search:
                 self._progress(msgspec.structs.replace(testing, stage="done"))
         if proven.computed and look.build is not None and look.installed is not None:
             await asyncio.to_thread(self._releases.retire, look.installed)
-        return look, proven.engine, proven.computed
+        return look, proven
 
 
 async def bring(
@@ -188,13 +204,26 @@ async def bring(
     return await arrivals.bring(build, accept, progress, patient=patient, insist=insist)
 
 
+def _is_about_the_request(error: Exception) -> bool:
+    """Whether it is not the engine that is to blame, but the model or the caller's flags."""
+    return isinstance(error, InvalidRequestError) or getattr(error, "code", None) == "MODEL_UNUSABLE"
+
+
+def _may_be_known_elsewhere(error: Exception) -> bool:
+    return isinstance(error, InvalidRequestError) or bool((getattr(error, "details", None) or {}).get("unknown_kind"))
+
+
 def _tried(look: Look, error: Exception) -> Tried:
     reason = str(error).rstrip(".")
     if isinstance(error, UnusableError):
         if look.state == "available":  # it was fetched, now or before
             look = msgspec.structs.replace(look, state="failed")
         return Tried(look, reason, error.log, postponed=not error.lasting, model_only=error.model_only)
-    return Tried(look, reason, postponed=True)  # it could not be brought here
+    if _is_about_the_request(error):
+        # The flags may be others the next time.
+        return Tried(look, reason, postponed=isinstance(error, InvalidRequestError), model_only=True)
+    # It could not be brought here.
+    return Tried(look, reason, postponed=not getattr(error, "wished", False))
 
 
 def unusable(look: Look, error: UnusableError) -> BinaryError:

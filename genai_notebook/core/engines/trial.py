@@ -20,7 +20,7 @@ from genai_notebook.core.engines.session import EngineSession, stop_quietly
 from genai_notebook.core.processes.ports import free_port
 from genai_notebook.core.schema import ImageGenerationConfig
 from genai_notebook.core.waiting import within
-from genai_notebook.errors import BinaryError, ServerError
+from genai_notebook.errors import BinaryError, InvalidRequestError, ServerError
 
 #: Seconds for the load and for the first result, and how many bytes of model a slow disk gives in a further one.
 PATIENCE, BYTES_A_SECOND = 120.0, 20 << 20
@@ -41,6 +41,7 @@ class Trial(Struct, frozen=True, kw_only=True):
         flags: the engine's flags for a port.
         env: further environment variables.
         writes: whether the language model writes; else it makes vectors.
+        further_flags: the caller's own among `flags`. A model may need them; but one that fails may fail for them.
     """
 
     kind: Kind
@@ -50,6 +51,7 @@ class Trial(Struct, frozen=True, kw_only=True):
     flags: Callable[[int], list[str]]
     env: dict[str, str] = {}
     writes: bool = True
+    further_flags: list[str] = []
 
 
 class Proof(Struct, frozen=True):
@@ -85,6 +87,7 @@ async def try_engine(engine: Engine, trial: Trial) -> Proof:
         TrialFailedError: the engine is of no use.
         InconclusiveError: the machine has too little memory right now.
         ServerError: it is the model that cannot be loaded (code MODEL_UNUSABLE), or the engine does not end.
+        InvalidRequestError: it does not know one of the caller's flags.
     """
     report = LoadReport()
     port = free_port()
@@ -124,12 +127,19 @@ def _judged(engine: Engine, trial: Trial, report: LoadReport, session: EngineSes
     if report.model_error is not None:
         return ServerError(
             f"{trial.model_id} cannot be loaded: {report.model_error}",
-            {**(error.details or {}), "model_id": trial.model_id},
+            {**(error.details or {}), "model_id": trial.model_id, "unknown_kind": "architecture" in report.model_error},
             code="MODEL_UNUSABLE",
             hint=_way_out(report.model_error, trial.model_id),
         )
-    # Nor is it to blame for another program's port, or for what the system has killed for want of memory.
-    lasting = not session.lost_its_port() and (error.details or {}).get("signal") != "SIGKILL"
+    if (flag := report.unknown_flag) is not None and flag in trial.further_flags:
+        return InvalidRequestError(
+            f"extra_args: {engine.name} does not know {flag}.",
+            {"field": "extra_args", "flag": flag},
+            hint="Leave it out, or use an engine that knows it.",
+        )
+    # Nor is it to blame for another program's port, for what the system has killed for want of memory, or for flags.
+    killed = (error.details or {}).get("signal") == "SIGKILL"
+    lasting = not session.lost_its_port() and not killed and not trial.further_flags
     return TrialFailedError(error.message, tail, model_only=True, lasting=lasting)
 
 

@@ -28,9 +28,26 @@ from genai_notebook.errors import FileSystemError
 KEPT = 100
 #: Seconds for which a host that could not be reached is not asked again by itself.
 UNREACHED = 3600.0
+#: Seconds for which a failure counts: of a program that does not run, and of one that does not compute.
+BRIEFLY, FOR_A_DAY = 60.0, 86_400.0
+KEPT_FAILURES = 20
 
 T = TypeVar("T")
 Text = Annotated[str, Meta(max_length=20_000)]
+
+
+class Failure(Struct, frozen=True):
+    """A test that failed. It counts until `until` (seconds since the epoch): drivers recover, disks warm up, libraries
+    get installed, and nothing of that shows in the program's own file.
+    """
+
+    reason: Text
+    until: float
+    log: Annotated[list[Text], Meta(max_length=50)] = []
+
+    @property
+    def counts(self) -> bool:
+        return 0 < self.until - time.time() <= FOR_A_DAY
 
 
 class Verdict(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -40,21 +57,35 @@ class Verdict(Struct, frozen=True, kw_only=True, omit_defaults=True):
         version: what its `--version` says.
         proved: whether it has loaded a model and computed with it.
         gpu: whether a GPU took part in that; None: it did not tell.
-        reason: why it cannot be used, or None where nothing is known against it.
-        model: id of the model it failed with; None: it fails with every one.
-        log: the last lines it printed before it failed.
+        failures: by the id of the model it failed with; under '' what holds for every model.
     """
 
     version: str | None = None
     proved: bool = False
     gpu: bool | None = None
-    reason: Text | None = None
-    model: str | None = None
-    log: Annotated[list[Text], Meta(max_length=50)] = []
+    failures: dict[str, Failure] = {}
 
-    def condemns(self, model: str | None) -> bool:
-        """Whether the engine is of no use for this model; None: for any."""
-        return self.reason is not None and (self.model is None or self.model == model)
+    def failure_with(self, model: str | None) -> Failure | None:
+        """Why the engine is of no use for this model (None: for any), as far as that still counts."""
+        known = [self.failures.get(""), self.failures.get(model) if model else None]
+        return next((failure for failure in known if failure is not None and failure.counts), None)
+
+    @property
+    def unfit(self) -> frozenset[str]:
+        """The models that it is known to fail with, as far as that still counts."""
+        return frozenset(model for model, failure in self.failures.items() if model and failure.counts)
+
+    def with_failure(self, model: str | None, failure: Failure) -> Verdict:
+        """Failed with this model; None: with every one."""
+        others = {other: known for other, known in self.failures.items() if other != (model or "")}
+        failures = {**others, model or "": failure}
+        for oldest in list(failures)[:-KEPT_FAILURES]:
+            del failures[oldest]
+        return msgspec.structs.replace(self, failures=failures, proved=self.proved and model is not None)
+
+    def without_failure(self, *models: str) -> Verdict:
+        left = {model: failure for model, failure in self.failures.items() if model not in ("", *models)}
+        return msgspec.structs.replace(self, failures=left)
 
 
 class _Hash(Struct, frozen=True, array_like=True):

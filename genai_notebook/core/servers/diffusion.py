@@ -35,7 +35,7 @@ from genai_notebook.core.servers.idle import IdleClock
 from genai_notebook.core.servers.jobs import ImageJob
 from genai_notebook.core.servers.manager import Parts, ServerManager, insufficient
 from genai_notebook.core.servers.progress import Calibration
-from genai_notebook.core.servers.sd_flags import arguments, asks_for_debug, check, memory_flags, trial_arguments
+from genai_notebook.core.servers.sd_flags import arguments, asks_for_debug, check, memory_flags
 from genai_notebook.core.utilities import now_iso
 from genai_notebook.core.validation import from_call, from_keywords
 from genai_notebook.errors import InvalidRequestError, ServerError
@@ -162,8 +162,11 @@ class DiffusionServerManager(ServerManager[DiffusionServerInfo]):
         return await self._launch(again, key)
 
     async def _launch(self, config: DiffusionServerConfig, key: str | None) -> DiffusionServerInfo:
+        # That an engine is to be tested again holds for this start, not for every restart.
+        kept = msgspec.structs.replace(config, force_validation=False)
+
         def asked() -> None:
-            self._config, self._api_key, self._engine = config, key, None
+            self._config, self._api_key, self._engine = kept, key, None
 
         return await self._run_start(lambda: self._start(config, key), asked)
 
@@ -198,7 +201,8 @@ class DiffusionServerManager(ServerManager[DiffusionServerInfo]):
             model_id=model.id,
             size=model.size,
             session=session,
-            flags=lambda port: trial_arguments(config, model, port, threads),
+            flags=lambda port: arguments(config, model, port, threads),
+            further_flags=config.extra_args,
         )
 
     async def _open_port(self, config: DiffusionServerConfig, key: str | None) -> Listener | None:

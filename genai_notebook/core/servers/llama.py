@@ -7,6 +7,8 @@ import secrets
 from collections.abc import Awaitable, Callable
 from typing import Any, Literal
 
+import msgspec
+
 from genai_notebook.core.engines.engine import Engine
 from genai_notebook.core.engines.load_report import Footprint, LoadReport
 from genai_notebook.core.engines.session import EngineSession, stop_quietly
@@ -116,7 +118,11 @@ class LlamaServerManager(ServerManager[ServerInfo]):
                 code="ALREADY_RUNNING",
                 hint="Stop it first, or wait for the image.",
             )
-        return await self._run_start(lambda: self._start(checked, None), lambda: self._wish(checked))
+        # That an engine is to be tested again holds for this start, not for every restart.
+        kept = msgspec.structs.replace(checked, force_validation=False)
+        return await self._run_start(
+            lambda: self._start(kept, None, force=checked.force_validation), lambda: self._wish(kept)
+        )
 
     async def restart(self) -> ServerInfo:
         """Stop, and start again with the same configuration, port and API key.
@@ -221,13 +227,15 @@ class LlamaServerManager(ServerManager[ServerInfo]):
 
     # ---- one start ----
 
-    async def _start(self, config: LlamaServerConfig, last: Resolved | None) -> ServerInfo:
+    async def _start(self, config: LlamaServerConfig, last: Resolved | None, *, force: bool = False) -> ServerInfo:
         model = await self._find_model(config.model_id, "llm")
-        engine = await self._find_engine("llama", None, force=config.force_validation)
+        # A restart, and the way back after an image, stay with the engine there was.
+        stay = last is not None
+        engine = await self._find_engine("llama", None, force=force, stay=stay)
         resolved = last or await self._resolve(config, model, engine)
         require_free(resolved.port)
         # Only now is there room for the model that the engine is tried with.
-        proved = await self._find_engine("llama", self.trial(resolved, model), force=config.force_validation)
+        proved = await self._find_engine("llama", self.trial(resolved, model), force=force, stay=stay)
         if (proved.gpu is False) != (engine.gpu is False) and last is None:
             resolved = await self._resolve(config, model, proved)
         engine = proved
@@ -256,6 +264,7 @@ class LlamaServerManager(ServerManager[ServerInfo]):
             flags=lambda port: trial_arguments(resolved, model, port),
             env=environment_of(resolved),
             writes=can_write(model),
+            further_flags=resolved.config.extra_args,
         )
 
     def trial_of(self, model: ModelInfo) -> Trial:

@@ -38,12 +38,10 @@ def arguments(resolved: Resolved, model: ModelInfo) -> list[str]:
 
 
 def trial_arguments(resolved: Resolved, model: ModelInfo, port: int) -> list[str]:
-    """Those for trying an engine: one layer on the GPU, a small context, and the same choices about memory. Without the
-    caller's further flags: a wrong one would speak against the engine.
-    """
+    """Those for trying an engine: one layer on the GPU, a small context, and the same choices about memory."""
     flags = [*_where(model, port), "--ctx-size", str(TRIAL_CONTEXT), "--parallel", "1", "--n-gpu-layers", "1"]
-    flags += [*_memory_flags(resolved.config), "--fit", "off", "--cache-ram", "0", "--verbosity", "4"]
-    return flags if can_write(model) else [*flags, "--embeddings"]
+    flags += [*_memory_flags(resolved.config), "--fit", "off", "--cache-ram", "0", "--verbosity", "4", "--no-warmup"]
+    return flags + ([] if can_write(model) else ["--embeddings"]) + resolved.config.extra_args
 
 
 def can_write(model: ModelInfo) -> bool:

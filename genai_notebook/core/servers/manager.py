@@ -98,6 +98,8 @@ class ServerManager(Generic[Info]):
         self._retired = False
         self._session: EngineSession | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
+        #: Whether a start waits for an engine that is on its way: as yet nothing is loaded.
+        self.is_fetching = False
 
     # ---- the part subclasses fill ----
 
@@ -263,15 +265,19 @@ class ServerManager(Generic[Info]):
 
     # ---- engines ----
 
-    async def _find_engine(self, kind: Kind, trial: Trial | None, *, force: bool = False) -> Engine:
+    async def _find_engine(self, kind: Kind, trial: Trial | None, *, force: bool = False, stay: bool = False) -> Engine:
         """The engine to use, telling the listeners what happens on the way; errors as `BinaryManager.resolve`."""
-        return await self._parts.engines.resolve(
-            kind,
-            trial=trial,
-            force_validation=force,
-            on_log=self._binary_log,
-            on_progress=self._binary_progress,
-        )
+        try:
+            return await self._parts.engines.resolve(
+                kind,
+                trial=trial,
+                force_validation=force,
+                stay=stay,
+                on_log=self._binary_log,
+                on_progress=self._binary_progress,
+            )
+        finally:
+            self.is_fetching = False
 
     def _open_session(
         self,
@@ -305,6 +311,7 @@ class ServerManager(Generic[Info]):
         self._parts.notify("binary-log", {"server": self._name, "message": message, "level": level})
 
     def _binary_progress(self, news: EngineProgress) -> None:
+        self.is_fetching = news.stage not in ("testing", "done")
         data = msgspec.to_builtins(news)
         self._events.emit("binary-progress", data)
         self._parts.notify("binary-progress", {"server": self._name, **data})

@@ -127,7 +127,7 @@ class ResourceOrchestrator:
         """
         await self._reload_under_way()
         # What an LLM will hold is not known before it runs. A handle has nothing better to wait for than time.
-        while self._llama.get_status() == "starting":  # noqa: ASYNC110
+        while self._llama.get_status() == "starting" and not self._llama.is_fetching:  # noqa: ASYNC110
             await asyncio.sleep(SETTLE)
         if await self.would_need_offload():
             await self.evict_llm()

@@ -14,27 +14,18 @@ _ROLE_FLAGS = {"clip_l": "--clip_l", "clip_g": "--clip_g", "llm_vision": "--llm_
 
 def arguments(config: DiffusionServerConfig, model: ModelInfo, port: int, threads: int) -> list[str]:
     """sd-server's flags for a configuration."""
-    return trial_arguments(config, model, port, threads) + config.extra_args
-
-
-def trial_arguments(config: DiffusionServerConfig, model: ModelInfo, port: int, threads: int) -> list[str]:
-    """Those for trying an engine. Without the caller's further flags: a wrong one would speak against the engine."""
     flags = ["--listen-ip", LOOPBACK, "--listen-port", str(port), "--threads", str(threads)]
     for role, path in (model.components or {"model": model.path}).items():
         flags += [_ROLE_FLAGS.get(role, f"--{role.replace('_', '-')}"), path]
-    return flags + _placement_flags(config)
+    return flags + memory_flags(config)
 
 
 def memory_flags(config: DiffusionServerConfig) -> list[str]:
     """Those that decide how much memory a model takes, and where."""
-    return _placement_flags(config) + config.extra_args
-
-
-def _placement_flags(config: DiffusionServerConfig) -> list[str]:
     flags = ["--clip-on-cpu", "--vae-on-cpu"] if config.gpu_layers == 0 else []
     if config.vram_budget:
         flags += ["--max-vram", f"{config.vram_budget / 1024:g}"]
-    return flags
+    return flags + config.extra_args
 
 
 def asks_for_debug(config: DiffusionServerConfig) -> bool:

@@ -60,7 +60,7 @@ _UNGATED = {"bloom", "codeshell", "falcon", "gpt2", "gptneox", "mpt", "nemotron"
 
 def writes(architecture: str | None) -> bool:
     """Whether models of an architecture write token after token; others only make vectors of what they read."""
-    return architecture not in _WITHOUT_CACHE
+    return architecture not in _WITHOUT_CACHE | {"t5encoder", "wavtokenizer-dec"}
 
 
 class Layer(Struct, frozen=True):
