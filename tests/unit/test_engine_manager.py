@@ -358,7 +358,7 @@ def test_the_list_runs_a_broken_program_again_after_a_minute(
         (Verdict(proved=True), "works", None),
         (Verdict(proved=True).with_failure("m", Failure("x", 1.0)), "works", None),
         (Verdict().with_failure("m", Failure("x", time.time() + 3600)), "failed", "x"),
-        (Verdict(proved=True).with_failure("m", Failure("x", time.time() + 3600)), "works", "not with m: x"),
+        (Verdict(proved=True).with_failure("m", Failure("x", time.time() + 3600)), "works", "failed with m: x"),
         (Verdict(proved=True).with_failure(None, Failure("x", time.time() + 3600)), "failed", "x"),
     ],
 )

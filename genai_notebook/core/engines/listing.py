@@ -17,12 +17,12 @@ def describe(look: Look, prover: Prover, postponed: Callable[[Build], str | None
     Args:
         postponed: why a build is not fetched by itself right now, if so.
     """
+    if look.state == "available" and look.build is not None:
+        if (condemned := prover.condemned(look.build)) is not None:
+            return _candidate(look, "failed", condemned)
+        return _candidate(look, "available", postponed(look.build))
     if look.state != "found":
-        condemned = prover.condemned(look.build) if look.state == "available" and look.build is not None else None
-        reason = condemned or look.reason
-        if look.state == "available" and look.build is not None and not condemned:
-            reason = postponed(look.build)
-        return _candidate(look, "failed" if condemned else look.state, reason)
+        return _candidate(look, look.state, look.reason)
     try:
         engine, verdict = prover.known(look)
     except UnusableError as error:
@@ -33,7 +33,7 @@ def describe(look: Look, prover: Prover, postponed: Callable[[Build], str | None
     failure = everywhere or next(reversed(failed.values()), None)
     reason = failure.reason if failure is not None else None
     if works and reason is not None:
-        reason = f"not with {next(reversed(failed))}: {reason}"
+        reason = f"failed with {next(reversed(failed))}: {reason}"
     return _candidate(
         look,
         "works" if works else "failed" if failure is not None else "usable",
@@ -41,7 +41,7 @@ def describe(look: Look, prover: Prover, postponed: Callable[[Build], str | None
         name=engine.name,
         version=look.release or engine.version,
         gpu=verdict.gpu,
-        log=(failure.log or None) if failure is not None and not works else None,
+        log=(failure.log or None) if failure is not None else None,
     )
 
 
