@@ -159,18 +159,20 @@ class DiffusionServerManager(ServerManager[DiffusionServerInfo]):
             raise ServerError("Image generation was never started.", code="SERVER_NOT_RUNNING", hint="%genai start")
         again = msgspec.structs.replace(config, port=self._port or config.port)
         await self.stop()
-        return await self._launch(again, key)
+        return await self._launch(again, key, stay=True)
 
-    async def _launch(self, config: DiffusionServerConfig, key: str | None) -> DiffusionServerInfo:
+    async def _launch(
+        self, config: DiffusionServerConfig, key: str | None, *, stay: bool = False
+    ) -> DiffusionServerInfo:
         # That an engine is to be tested again holds for this start, not for every restart.
         kept = msgspec.structs.replace(config, force_validation=False)
 
         def asked() -> None:
             self._config, self._api_key, self._engine = kept, key, None
 
-        return await self._run_start(lambda: self._start(config, key), asked)
+        return await self._run_start(lambda: self._start(config, key, stay), asked)
 
-    async def _start(self, config: DiffusionServerConfig, key: str | None) -> DiffusionServerInfo:
+    async def _start(self, config: DiffusionServerConfig, key: str | None, stay: bool) -> DiffusionServerInfo:
         await self._close()  # what a crash has left
         model = await self._find_model(config.model_id, "diffusion")
         # Against all there is, not what is free now: the model is loaded later, and the LLM may give way for it.
@@ -181,7 +183,7 @@ class DiffusionServerManager(ServerManager[DiffusionServerInfo]):
         # Tried at once where there is room for the model right now, else by the first image, when there is.
         fits = (await self._parts.system.can_run_model(model)).possible
         trial = self.trial(config, model) if fits and not self._session else None
-        self._engine = await self._find_engine("diffusion", trial, force=config.force_validation)
+        self._engine = await self._find_engine("diffusion", trial, force=config.force_validation, stay=stay)
         self._model = model
         self._listener = await self._open_port(config, key)
         self._port = self._listener.port if self._listener else None
@@ -396,7 +398,8 @@ class DiffusionServerManager(ServerManager[DiffusionServerInfo]):
         self._line_listener = job.begin(self._calibration, loaded=self._session is not None)
         if self._session is not None:
             return self._session
-        self._engine = await self._find_engine("diffusion", self.trial(config, model))
+        # With the engine of the start: nobody who wants a picture waits for a better one to be fetched.
+        self._engine = await self._find_engine("diffusion", self.trial(config, model), stay=True)
         self._report = LoadReport()
         session = self._open_session(
             self._engine, free_port(), self._on_line, model=model, keep_debug=asks_for_debug(config)
