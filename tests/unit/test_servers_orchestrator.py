@@ -71,6 +71,8 @@ class Models:
 
 
 class Llama:
+    is_fetching = False
+
     def __init__(self, diary: list[str], reload_errors: int = 0) -> None:
         self.diary, self.status, self.reload_errors = diary, "running", reload_errors
         self.wishes = 1
