@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,10 +12,13 @@ from pathlib import Path
 import psutil
 import pytest
 
+from genai_notebook.core.engines import places
 from genai_notebook.core.models import ModelManager
 from genai_notebook.core.settings import Settings
 from tests.fakes import FakeEngine, eventually
 from tests.fakes.gguf_files import tiny_diffusion, tiny_llm
+from tests.fakes.releases import Shelf
+from tests.faults.builds import PROGRAM
 from tests.jupyter import JupyterServer
 from tests.processes import assert_none_left
 
@@ -92,3 +96,22 @@ def gone(*pids: int) -> None:
 
     for pid in pids:
         eventually(lambda pid=pid: not alive(pid), f"the end of process {pid}")
+
+
+@pytest.fixture
+def shelf() -> Iterator[Shelf]:
+    """A release server, and the catalogue of what it has."""
+    with Shelf() as shelf:
+        yield shelf
+
+
+@pytest.fixture
+def other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """No wheels; on the PATH is an engine that would do as well."""
+    monkeypatch.setattr(places, "is_there", lambda module: False)
+    path = tmp_path / "bin" / "llama-server"
+    path.parent.mkdir()
+    path.write_bytes(PROGRAM)
+    path.chmod(0o755)
+    monkeypatch.setenv("PATH", str(path.parent), prepend=os.pathsep)
+    return path

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ import msgspec
 import pytest
 
 from genai_notebook.core.downloads.disk import disk_full
-from genai_notebook.core.engines import archives, arrivals, places
+from genai_notebook.core.engines import archives, arrivals
 from genai_notebook.core.engines.manager import BinaryManager
 from genai_notebook.core.runtime import Runtime
 from genai_notebook.core.schema import EngineProgress
@@ -33,25 +32,10 @@ from tests.faults.builds import MB, NVIDIA, PROGRAM, install, large, left, resol
 from tests.faults.trying import House, grow_old, start
 from tests.processes import assert_none_left
 
-pytestmark = pytest.mark.skipif(os.name != "posix", reason="other platform: needs shell scripts and signals")
-
-
-@pytest.fixture
-def shelf() -> Iterator[Shelf]:
-    with Shelf() as shelf:
-        yield shelf
-
-
-@pytest.fixture(autouse=True)
-def other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """No wheels; on the PATH is an engine that would do as well."""
-    monkeypatch.setattr(places, "is_there", lambda module: False)
-    path = tmp_path / "bin" / "llama-server"
-    path.parent.mkdir()
-    path.write_bytes(PROGRAM)
-    path.chmod(0o755)
-    monkeypatch.setenv("PATH", str(path.parent), prepend=os.pathsep)
-    return path
+pytestmark = [
+    pytest.mark.skipif(os.name != "posix", reason="other platform: needs shell scripts and signals"),
+    pytest.mark.usefixtures("other"),
+]
 
 
 # ---- good

@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import msgspec
 import pytest
 from filelock import FileLock
 
-from genai_notebook.core.engines import places, releases
+from genai_notebook.core.engines import releases
 from genai_notebook.core.engines.catalog import Build
 from genai_notebook.core.engines.manager import BinaryManager
 from tests.contract.waiting import until
@@ -29,25 +29,10 @@ from tests.faults.installing import Catalog
 from tests.faults.trying import House
 from tests.processes import assert_none_left
 
-pytestmark = pytest.mark.skipif(os.name != "posix", reason="other platform: needs shell scripts and signals")
-
-
-@pytest.fixture
-def shelf() -> Iterator[Shelf]:
-    with Shelf() as shelf:
-        yield shelf
-
-
-@pytest.fixture(autouse=True)
-def other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """No wheels; on the PATH is an engine that would do as well."""
-    monkeypatch.setattr(places, "is_there", lambda module: False)
-    path = tmp_path / "bin" / "llama-server"
-    path.parent.mkdir()
-    path.write_bytes(PROGRAM)
-    path.chmod(0o755)
-    monkeypatch.setenv("PATH", str(path.parent), prepend=os.pathsep)
-    return path
+pytestmark = [
+    pytest.mark.skipif(os.name != "posix", reason="other platform: needs shell scripts and signals"),
+    pytest.mark.usefixtures("other"),
+]
 
 
 class Installation:

@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 
-from genai_notebook.core.engines import places
 from genai_notebook.core.runtime import Runtime
 from genai_notebook.errors import (
     BinaryError,
@@ -20,29 +19,14 @@ from genai_notebook.errors import (
 from tests.fakes import FakeEngine
 from tests.fakes.machine import Machine
 from tests.fakes.releases import GIB, NO_LIBRARY, Shelf, library_archive
-from tests.faults.builds import NVIDIA, PROGRAM, install, left
+from tests.faults.builds import NVIDIA, install, left
 from tests.faults.trying import House, start
 from tests.processes import assert_none_left
 
-pytestmark = pytest.mark.skipif(os.name != "posix", reason="other platform: needs shell scripts and signals")
-
-
-@pytest.fixture
-def shelf() -> Iterator[Shelf]:
-    with Shelf() as shelf:
-        yield shelf
-
-
-@pytest.fixture(autouse=True)
-def other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """No wheels; on the PATH is an engine that would do as well."""
-    monkeypatch.setattr(places, "is_there", lambda module: False)
-    path = tmp_path / "bin" / "llama-server"
-    path.parent.mkdir()
-    path.write_bytes(PROGRAM)
-    path.chmod(0o755)
-    monkeypatch.setenv("PATH", str(path.parent), prepend=os.pathsep)
-    return path
+pytestmark = [
+    pytest.mark.skipif(os.name != "posix", reason="other platform: needs shell scripts and signals"),
+    pytest.mark.usefixtures("other"),
+]
 
 
 # ---- a new pin

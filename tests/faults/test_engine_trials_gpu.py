@@ -33,12 +33,6 @@ ON_THE_CPU = [
 ]
 
 
-@pytest.fixture
-def shelf() -> Iterator[Shelf]:
-    with Shelf() as shelf:
-        yield shelf
-
-
 Variants = tuple[House, FakeEngine, FakeEngine]
 
 

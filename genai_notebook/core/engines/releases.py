@@ -134,12 +134,12 @@ class Releases:
         with contextlib.suppress(OSError):
             os.utime(proved.folder / _MANIFEST)
         manifest = proved.manifest
-        name = f"{manifest.kind}-{manifest.tag}-{manifest.variant}"
+        name = f"{manifest.kind}-{_name(manifest)}"
         with contextlib.suppress(OSError, FileSystemError, DownloadError), self._room(name, _impatient()):
             pass  # what is left of its arrival, if that was cut off in its last moment
         for other in self.all_of(manifest.kind):
             same = other.manifest.variant == manifest.variant and other.folder != proved.folder
-            if same and _unused(other.folder / _MANIFEST) > UNUSED:
+            if same and _age(other.folder / _MANIFEST, 0.0) > UNUSED:
                 with contextlib.suppress(FileSystemError):
                     self.remove(other)
 
@@ -310,14 +310,6 @@ def _is_good(found: Installed, accept: Try) -> bool:
     return True
 
 
-def _unused(manifest: Path) -> float:
-    """Seconds since a build was used last."""
-    try:
-        return time.time() - manifest.stat().st_mtime
-    except OSError:
-        return 0.0
-
-
 def _impatient() -> Work:
     """Work that waits for nothing."""
     work = Work()
@@ -325,13 +317,13 @@ def _impatient() -> Work:
     return work
 
 
-def _age(folder: Path) -> float:
-    """Seconds since it was put there."""
+def _age(path: Path, gone: float = float("inf")) -> float:
+    """Seconds since it was written, put there or touched; `gone` where somebody has just removed it."""
     try:
-        return time.time() - folder.stat().st_mtime
+        return time.time() - path.stat().st_mtime
     except OSError:
-        return float("inf")  # somebody has just removed it
+        return gone
 
 
-def _name(build: Build) -> str:
+def _name(build: Build | Manifest) -> str:
     return f"{build.tag}-{build.variant}"

@@ -27,6 +27,7 @@ from genai_notebook.core.engines.embedded.flags import (
     text,
     version_text,
 )
+from genai_notebook.core.engines.embedded.sd_program import SdProgram
 
 PROGRAM = "python -m genai_notebook.core.engines.embedded.sd_server"
 ABOUT = "stable-diffusion.cpp's job server, from the Python package cyllama."
@@ -107,46 +108,22 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
 
             print(version_text("cyllama", "cyllama.sd"))
             sys.exit(0)
-        _check_files(options)
-        _serve(options)
+        program = SdProgram("sd_server.py", options, _FILES)
+        program.check_files()
+        _serve(program, options)
     except (FlagError, ImportError) as error:
         refuse(PROGRAM, error)
 
 
-def _check_files(options: dict[str, Any]) -> None:
-    if not options.get("model_path") and not options.get("diffusion_model_path"):
-        raise FlagError("the following arguments are required: -m (or --diffusion-model)")
-    for key in _FILES:
-        if key in options and not os.path.isfile(options[key]):
-            raise FlagError(f"no such file: {options[key]}")
-
-
-def _check_whole(options: dict[str, Any]) -> None:
-    from genai_notebook.core.engines.embedded.model_files import CutShortError, check_whole
-
-    for key in _FILES:
-        if key in options:
-            try:
-                check_whole(options[key])
-            except (CutShortError, OSError) as error:
-                _fail(f"new_sd_ctx_t failed: {error}")
-
-
-def _serve(options: dict[str, Any]) -> NoReturn:
+def _serve(program: SdProgram, options: dict[str, Any]) -> NoReturn:
     import PIL.Image  # noqa: F401 - a missing wheel is said now, not after the first picture
 
     from genai_notebook.core.engines.embedded.sd_capabilities import capabilities
-    from genai_notebook.core.engines.embedded.sd_http import JobServer
     from genai_notebook.core.engines.embedded.sd_jobs import JobBoard
-    from genai_notebook.core.engines.embedded.sd_painter import Painter, log_to_stdout, say, wait_politely
+    from genai_notebook.core.engines.embedded.sd_painter import Painter, log_to_stdout, wait_politely
 
-    host, port = options.get("IP", "127.0.0.1"), options.get("PORT", 1234)
-    try:
-        # The port first: a busy one is found in milliseconds, not after a model has been loaded.
-        server = JobServer(host, port)
-    except OSError as error:
-        _fail(f"couldn't bind {host}:{port}: {error.strerror or error}")
-    _check_whole(options)
+    server = program.bind()
+    program.check_whole()
     wait_politely()
     log_to_stdout(bool(options.get("VERBOSE")))
     settings = _settings(options)
@@ -155,7 +132,7 @@ def _serve(options: dict[str, Any]) -> NoReturn:
         painter = Painter(settings, vae_tiling=bool(options.get("TILING")))
     except (RuntimeError, ValueError, OSError) as error:
         # Of what the wheel says only the first sentence is about this model; then it lists all that ever goes wrong.
-        _fail(f"new_sd_ctx_t failed: '{_model_path(options)}': {str(error).partition('. ')[0]}")
+        program.fail(f"new_sd_ctx_t failed: '{_model_path(options)}': {str(error).partition('. ')[0]}")
     # The engine has no way to stop in the middle of a picture: the process goes, and the system takes back all it has.
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
     signal.signal(signal.SIGINT, lambda *_: os._exit(0))
@@ -168,21 +145,7 @@ def _serve(options: dict[str, Any]) -> NoReturn:
         cancel_generating=board.can_cancel_running,
         previews=painter.preview_modes,
     )
-    try:
-        server.open_for(painter, board, told)
-    except OSError as error:
-        _fail(f"couldn't bind {host}:{port}: {error.strerror or error}")
-    shown = f"[{host}]" if ":" in host else host
-    say(f"[INFO ] sd_server.py  - listening on http://{shown}:{server.port}\n")
-    server.serve_forever(poll_interval=3600.0)
-    sys.exit(0)
-
-
-def _fail(message: str) -> NoReturn:
-    from genai_notebook.core.engines.embedded.sd_painter import say
-
-    say(f"[ERROR] sd_server.py  - {message}\n", error=True)
-    sys.exit(1)
+    program.serve(server, painter, board, told)
 
 
 def _model_path(options: dict[str, Any]) -> str:

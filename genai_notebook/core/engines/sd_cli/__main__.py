@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 
 from genai_notebook.core.engines.embedded import sd_server
 from genai_notebook.core.engines.embedded.flags import Flag, FlagError, help_text, parse, refuse, text
+from genai_notebook.core.engines.embedded.sd_program import SdProgram
 from genai_notebook.core.engines.sd_cli.program import Program, ProgramError, ask, version
 
 PROGRAM = "python -m genai_notebook.core.engines.sd_cli"
@@ -51,33 +52,21 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         if options.get("VERSION"):
             print(version(options["CLI"]))
             sys.exit(0)
-        _check_files(options)
-        _serve(options)
+        server = SdProgram("sd_cli", options, _FILES)
+        server.check_files()
+        _serve(server, options)
     except (FlagError, ProgramError) as error:
         refuse(PROGRAM, error)
 
 
-def _check_files(options: dict[str, Any]) -> None:
-    if not options.get("model_path") and not options.get("diffusion_model_path"):
-        raise FlagError("the following arguments are required: -m (or --diffusion-model)")
-    for key in _FILES:
-        if key in options and not os.path.isfile(options[key]):
-            raise FlagError(f"no such file: {options[key]}")
-
-
-def _serve(options: dict[str, Any]) -> NoReturn:
+def _serve(server: SdProgram, options: dict[str, Any]) -> NoReturn:
     from genai_notebook.core.engines.embedded.sd_capabilities import capabilities
-    from genai_notebook.core.engines.embedded.sd_http import JobServer
     from genai_notebook.core.engines.embedded.sd_jobs import JobBoard
-    from genai_notebook.core.engines.embedded.sd_painter import say, wait_politely
+    from genai_notebook.core.engines.embedded.sd_painter import wait_politely
     from genai_notebook.core.engines.sd_cli.painter import CliPainter, remove_leftovers
 
-    host, port = options.get("IP", "127.0.0.1"), options.get("PORT", 1234)
-    try:
-        server = JobServer(host, port)
-    except OSError as error:
-        _fail(f"couldn't bind {host}:{port}: {error.strerror or error}")
-    _check_whole(options)
+    port = server.bind()
+    server.check_whole()
     program = ask(options["CLI"])
     painter = CliPainter(program, passed_on(options, program), vae_tiling=bool(options.get("TILING")))
     wait_politely()
@@ -91,14 +80,7 @@ def _serve(options: dict[str, Any]) -> NoReturn:
     signal.signal(signal.SIGINT, end)
     model = options.get("model_path") or options["diffusion_model_path"]
     answer = capabilities(model, painter.samplers, painter.schedulers, cancel_generating=True)
-    try:
-        server.open_for(painter, JobBoard(painter.paint, painter.cancel), answer)
-    except OSError as error:
-        _fail(f"couldn't bind {host}:{port}: {error.strerror or error}")
-    shown = f"[{host}]" if ":" in host else host
-    say(f"[INFO ] sd_cli  - listening on http://{shown}:{server.port}\n")
-    server.serve_forever(poll_interval=3600.0)
-    sys.exit(0)
+    server.serve(port, painter, JobBoard(painter.paint, painter.cancel), answer)
 
 
 def passed_on(options: dict[str, Any], program: Program) -> list[str]:
@@ -123,24 +105,6 @@ def passed_on(options: dict[str, Any], program: Program) -> list[str]:
         # As in sd-server's jobs, no prompt names files, unless there is a folder for them.
         words += ["--lora-model-dir", ""]
     return words
-
-
-def _check_whole(options: dict[str, Any]) -> None:
-    from genai_notebook.core.engines.embedded.model_files import CutShortError, check_whole
-
-    for key in _FILES:
-        if key in options:
-            try:
-                check_whole(options[key])
-            except (CutShortError, OSError) as error:
-                _fail(f"new_sd_ctx_t failed: {error}")
-
-
-def _fail(message: str) -> NoReturn:
-    from genai_notebook.core.engines.embedded.sd_painter import say
-
-    say(f"[ERROR] sd_cli  - {message}\n", error=True)
-    sys.exit(1)
 
 
 if __name__ == "__main__":
